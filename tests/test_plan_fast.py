@@ -26,8 +26,8 @@ SIZES = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8,
 R = 8
 KERNELS = [
     *((head, name) for name in ("cross_entropy", "rms_norm", "rms_norm_backward")),
-    *((layers, name) for name in ("rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")),
-    (elementwise, "dequantise"),
+    *((layers, name) for name in ("copy", "rms_norm", "rms_norm_backward", "rotate", "swiglu", "swiglu_backward")),
+    *((elementwise, name) for name in ("dequantise", "scales")),
 ]
 """On a GPU one kernel each."""
 DOCUMENTS = [200, 300, 90, 434]

@@ -56,6 +56,11 @@ def layers_kept(training: Training) -> int:
     return min(kept, training.model.blocks)
 
 
+def embedding_on_host(training: Training) -> bool:
+    """Whether the embedding needs no memory of the device: as in corax.train.fast.engine."""
+    return layers_kept(training) < training.model.blocks and training.model.head > 0
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of a layer's tensors for one pack."""
@@ -66,7 +71,7 @@ class Sizes:
     """T × I."""
     kept: int
     """What a layer keeps beside its input: rotated query, key and value, attention's output and its normaliser, the
-    MLP's input, gate and up, and the adapters' low-rank values."""
+    MLP's input, gate and up with room for d(low), and the adapters' low-rank values."""
     work: int
     """The most that the backward pass of a layer needs beside that."""
     gradient: float
@@ -78,22 +83,45 @@ class Sizes:
         model, number = training.model, training.device.compute_bytes
         tokens, r = training.tokens, training.lora.r
         adapters = len(model.linears) // model.blocks
-        fused = adapters == 4
+        _, _, gate_up, down = projections(training)
         stream, mlp = (tokens * width * number for width in (model.hidden, model.intermediate))
-        widths = 2 * model.attention + 2 * model.keys + model.hidden + 2 * model.intermediate + adapters * r
-        kept = tokens * (widths * number + model.heads * FLOAT32)
-        wide = stream + tokens * r * (1 if fused else 2) * number
-        wide_weight = 2 * model.intermediate * (model.hidden + r * (1 if fused else 2)) * number
-        down = mlp + tokens * r * number
-        down_weight = model.hidden * (model.intermediate + r) * number
-        if dequantised(training):
-            wide_weight = down_weight = 0
+        widths = 2 * model.attention + 2 * model.keys + model.hidden + 2 * model.intermediate
+        low = adapters * r + gate_up.rank
+        kept = tokens * ((widths + low) * number + model.heads * FLOAT32)
+        wide = stream + tokens * r * number
+        of_gate_up, of_down = (0 if dequantised(training) else each.matrix * number for each in (gate_up, down))
         work = max(
-            stream + down + 3 * mlp,  # output's gradient; swiglu's gradient in, both out, and its output again
-            stream + down + down_weight,  # before that: the gradient through the down projection
-            stream + wide + wide_weight,  # after that, gate and up being gone, their gradient in their place
+            stream + wide + mlp + of_down,  # the output's gradient, also with room for d(low), and that of swiglu's
+            2 * stream + of_gate_up,  # after that, in gate's and up's place their gradients, and that of their input
+            3 * stream + wide,  # after that, the gradient of the MLP's input with room for d(low), the norm's output
         )
         return cls(stream, mlp, kept, work, gradients(training).bytes / model.blocks)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Linear layers that read the same input, as one matrix [W B ; A ·] (corax.train.fast.lora): `rank` is of all."""
+
+    rows: int
+    columns: int
+    rank: int
+
+    @property
+    def matrix(self) -> int:
+        """Elements of the matrix."""
+        return (self.rows + self.rank) * (self.columns + self.rank)
+
+
+def projections(training: Training) -> tuple[Projection, Projection, Projection, Projection]:
+    """Query, key and value; output; gate and up; down: of one layer."""
+    model, r = training.model, training.lora.r
+    of_qkv, of_gate_up = {4: (1, 1), 7: (3, 2)}[len(model.linears) // model.blocks]
+    return (
+        Projection(model.attention + 2 * model.keys, model.hidden, of_qkv * r),
+        Projection(model.hidden, model.attention, r),
+        Projection(2 * model.intermediate, model.hidden, of_gate_up * r),
+        Projection(model.hidden, model.intermediate, r),
+    )
 
 
 def dequantised(training: Training) -> bool:
@@ -124,19 +152,14 @@ def _moments(training: Training) -> Iterator[list[Component]]:
 def _dequantised_base(training: Training) -> list[Component]:
     if not dequantised(training):
         return []
-    model, number = training.model, training.device.compute_bytes
-    adapters = training.lora.r * _stacked_rows(training)
-    how = f"({model.linear_parameters:,} + {adapters:,} of B) × {number} bytes"
-    return [part("base: its values in 16 bits", (model.linear_parameters + adapters) * number, how)]
+    number = training.device.compute_bytes
+    weights, matrices = training.model.linear_parameters, _matrices(training)
+    how = f"({weights:,} + {matrices - weights:,} of A and B) × {number} bytes"
+    return [part("base: its values in 16 bits", matrices * number, how)]
 
 
-def _stacked_rows(training: Training) -> int:
-    """Rows of B as they lie beside the weights: layers that share an input share the rows of all of them."""
-    model = training.model
-    count = len(model.linears) // model.blocks
-    together = {4: (1, 1, 1, 1), 7: (3, 1, 2, 1)}[count]
-    rows = (model.attention + 2 * model.keys, model.hidden, 2 * model.intermediate, model.hidden)
-    return model.blocks * sum(times * out for times, out in zip(together, rows, strict=True))
+def _matrices(training: Training) -> int:
+    return training.model.blocks * sum(each.matrix for each in projections(training))
 
 
 def _activations(training: Training, layers: int, whole: int) -> list[Component]:

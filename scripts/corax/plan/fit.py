@@ -12,8 +12,14 @@ from corax.plan.memory import Component, Training, total
 
 def estimate(training: Training) -> list[Component]:
     """The memory of one device (one rank) by component, at the worst moment of a step."""
-    moving = general.moving(training) if fast.unsupported(training) else fast.moving(training)
-    return states.fixed(training) + [each for each in moving if each.bytes]
+    fixed = states.fixed(training)
+    if fast.unsupported(training):
+        moving = general.moving(training)
+    else:
+        moving = fast.moving(training)
+        if fast.embedding_on_host(training):
+            fixed = [each for each in fixed if each.component != f"base: {states.EMBEDDING}"]
+    return fixed + [each for each in moving if each.bytes]
 
 
 def decide(training: Training) -> Training:

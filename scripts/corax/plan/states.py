@@ -10,6 +10,8 @@ from corax.plan.model import Model, lora_parameters
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import TuningSettings
 
+EMBEDDING = "embedding"
+"""Its component is "base: embedding"."""
 BLOCK = 64
 """Weights that share one quantisation constant (bitsandbytes' default)."""
 CONSTANTS_BLOCK = 256
@@ -45,7 +47,7 @@ def base(training: Training) -> list[Component]:
     small = model.linear_parameters if training.train.bits == 16 or is_full else model.quantised_parameters
     kinds = {
         "linear layers never quantised": model.linear_parameters - small,
-        "embedding": model.embeddings,
+        EMBEDDING: model.embeddings,
         "output head": model.head,
         "norms and biases": model.parameters - model.linear_parameters - model.embeddings - model.head,
     }

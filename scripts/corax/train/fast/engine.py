@@ -27,8 +27,9 @@ LINEARS = (
 class FastEngine:
     """Computes losses of `model`, a peft model that `unsupported` has nothing against.
 
-    The last `kept` layers keep their activations for the backward pass, the others only their input. With
-    `resident` the dequantised base stays in memory.
+    The last `kept` layers keep their activations for the backward pass, the others only their input. Where these are
+    not all, memory is short, and the embedding stays on the host: of a pack only its own rows travel. With `resident`
+    the dequantised base stays in memory.
     """
 
     def __init__(self, model: Any, kept: int, resident: bool) -> None:
@@ -36,10 +37,12 @@ class FastEngine:
         self.base = model.get_base_model()
         self.decoder = self.base.model
         self.dtype = self.decoder.embed_tokens.weight.dtype
-        self.device = self.decoder.embed_tokens.weight.device
+        self.device = self.decoder.norm.weight.device
         self.dropout = float(model.peft_config["default"].lora_dropout)
         self.norm = self.decoder.norm
         count = len(self.decoder.layers)
+        is_tied = self.decoder.embed_tokens.weight is self.base.lm_head.weight
+        self.decoder.embed_tokens.to(self.device if kept >= count or is_tied else "cpu")
         self.layers = [
             DecoderLayer(layer, number, self.dtype, kept=number >= count - kept, resident=resident)
             for number, layer in enumerate(self.decoder.layers)
@@ -57,19 +60,28 @@ class FastEngine:
     def target_logits(self, batch: Batch) -> torch.Tensor:
         """Logits (n, vocabulary) at the positions that predict a target."""
         hidden = self._hidden(batch, None)[batch.predicts.to(self.device)]
-        normal = rms_norm(hidden, self.norm.weight, float(self.norm.variance_epsilon), 0)
+        normal = torch.empty_like(hidden)
+        rms_norm(hidden, self.norm.weight, float(self.norm.variance_epsilon), normal)
         logits: torch.Tensor = normal @ self.base.lm_head.weight.t()
         return logits
 
     def _hidden(self, batch: Batch, seed: int | None) -> torch.Tensor:
         """The last layer's output (T, width)."""
         positions = batch.position_ids.to(self.device, non_blocking=True)
-        hidden: torch.Tensor = self.decoder.embed_tokens(batch.input_ids.to(self.device, non_blocking=True))[0]
+        hidden = self._embedded(batch.input_ids[0])
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions)
         pack = Pack(cos[0], sin[0], Documents.from_positions(batch.position_ids, self.device), self._dropouts(seed))
         for layer in self.layers:
             hidden = layer(hidden, pack)
         return hidden
+
+    def _embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings (T, width) of ids (T,)."""
+        weight = self.decoder.embed_tokens.weight.detach()
+        pinned = weight.device != self.device  # memory that the device reads while the host goes on
+        rows = torch.empty((len(ids), weight.shape[1]), dtype=self.dtype, device=weight.device, pin_memory=pinned)
+        torch.index_select(weight, 0, ids.to(weight.device, non_blocking=True), out=rows)
+        return rows.to(self.device, non_blocking=True)
 
     def _dropouts(self, seed: int | None) -> Any:
         """Dropout by number: a function of `seed` alone, whatever runs on which rank and how often."""

@@ -32,10 +32,12 @@ class HeadLoss(torch.autograd.Function):
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for rows, wanted in zip(torch.split(predicts, CHUNK), torch.split(targets, CHUNK), strict=True):
             x = hidden[rows]
-            loss, dlogits = cross_entropy(rms_norm(x, norm, eps, 0) @ head.t(), wanted[:, None])
+            dx = torch.empty_like(x)
+            rms_norm(x, norm, eps, dx)
+            loss, dlogits = cross_entropy(dx @ head.t(), wanted[:, None])
             total += loss
             if gradient is not None:
-                dx, _ = rms_norm_backward(x, norm, eps, dlogits @ head, torch.zeros_like(x))
+                rms_norm_backward(x, norm, eps, dlogits @ head, torch.zeros_like(x), dx)
                 gradient.index_copy_(0, rows, dx)
             del dlogits
         ctx.gradient = gradient

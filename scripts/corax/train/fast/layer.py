@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from corax.train.attention import Documents, attend
-from corax.train.fast.elementwise import rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
+from corax.train.fast.elementwise import copy, rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward
 from corax.train.fast.lora import Dropout, Projection
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -77,60 +76,86 @@ class DecoderLayer:
     def activations(self, x: torch.Tensor, pack: Pack) -> tuple[Activations, torch.Tensor]:
         """All of the forward pass but the last product, and that product's input."""
         drops = self._dropouts(pack)
-        normal = rms_norm(x, self.norm.weight, self.eps, self.qkv.rank)
+        normal = self._normalised(x, self.norm, self.qkv)
         low_qkv = self.qkv.lower(normal, drops[0])
-        query, key, value = self._split(self.qkv.product(normal))
-        heads = rotate(query, key, value, pack.cos, pack.sin)
+        heads = self._split(self._rotated(self.qkv.product(normal), pack))
         del normal
         with torch.enable_grad():
-            query, key, value = (part.detach().requires_grad_() for part in self._split(heads))
+            query, key, value = (part.detach().requires_grad_() for part in heads)
             attended = attend(query, key, value, pack.documents, self.scale)
-        padded = functional.pad(attended.detach().flatten(1), (0, self.out.rank))
-        low_out = self.out.lower(padded, drops[1])
-        middle = self.out.product(padded, residual=x)
-        del padded
-        normal = rms_norm(middle, self.middle_norm.weight, self.eps, self.gate_up.rank)
+        wide = self.out.wide_input(len(x))
+        copy(attended.detach().flatten(1), wide[:, : self.out.columns])
+        low_out = self.out.lower(wide, drops[1])
+        middle = self.out.product(wide, residual=x)
+        del wide
+        normal = self._normalised(middle, self.middle_norm, self.gate_up)
         low_gate_up = self.gate_up.lower(normal, drops[2])
-        gate_up = self.gate_up.product(normal)
+        gate_up = self.gate_up.wide_output(len(x))
+        self.gate_up.product(normal, out=gate_up[:, : self.gate_up.outputs])
         del normal
-        activated = swiglu(gate_up, self.down.rank)
+        activated = self.down.wide_input(len(x))
+        swiglu(gate_up[:, : self.gate_up.outputs], activated[:, : self.down.columns])
         low = [low_qkv, low_out, low_gate_up, self.down.lower(activated, drops[3])]
         return Activations((query, key, value), attended, middle, gate_up, low), activated
 
     def backward(
         self, x: torch.Tensor, kept: Activations, pack: Pack, dy: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(gradient of x, gradients of `parameters`) from the output's gradient dy (T, width)."""
-        drops = self._dropouts(pack)
+        """(gradient of x, gradients of `parameters`) from the output's gradient dy (T, width); uses up `kept`."""
+        drops, tokens = self._dropouts(pack), len(x)
         low_qkv, low_out, low_gate_up, low_down = kept.low
 
-        dactivated, dlow = self.down.input_gradient(dy, drops[3])
-        dgate_up, activated = swiglu_backward(kept.gate_up, dactivated)
-        del kept.gate_up, dactivated
-        of_down = self.down.parameter_gradients(dy, activated, low_down, dlow, drops[3])
-        del activated
+        wide = self.down.wide_output(tokens)
+        copy(dy, wide[:, : self.down.outputs])
+        activated = self.down.input_gradient(wide, drops[3])
+        gate, up = torch.split(kept.gate_up[:, : self.gate_up.outputs], self.down.columns, dim=1)
+        swiglu_backward(gate, up, activated)
+        of_down = self.down.parameter_gradients(wide, activated, low_down, drops[3])
+        del activated, wide
 
-        dnormal, dlow = self.gate_up.input_gradient(dgate_up, drops[2])
-        dmiddle, normal = rms_norm_backward(kept.middle, self.middle_norm.weight, self.eps, dnormal, dy)
-        of_gate_up = self.gate_up.parameter_gradients(dgate_up, normal, low_gate_up, dlow, drops[2])
-        del dgate_up, dnormal, normal
+        dnormal = self.gate_up.input_gradient(kept.gate_up, drops[2])
+        wide = self.out.wide_output(tokens)
+        dmiddle = wide[:, : self.out.outputs]
+        normal = rms_norm_backward(kept.middle, self.middle_norm.weight, self.eps, dnormal, dy, dmiddle)
+        of_gate_up = self.gate_up.parameter_gradients(kept.gate_up, normal, low_gate_up, drops[2])
+        del kept.gate_up, dnormal, normal, gate, up
 
-        dattended, dlow = self.out.input_gradient(dmiddle, drops[1])
-        attended = kept.attended.detach().flatten(1)
-        of_out = self.out.parameter_gradients(dmiddle, attended, low_out, dlow, drops[1])
-        dquery, dkey, dvalue = torch.autograd.grad(kept.attended, kept.heads, dattended.reshape(kept.attended.shape))
-        dqkv = rotate(dquery, dkey, dvalue, pack.cos, -pack.sin).flatten(1)
-        del dattended, dquery, dkey, dvalue
+        dattended = self.out.input_gradient(wide, drops[1])
+        of_out = self.out.parameter_gradients(wide, kept.attended.detach().flatten(1), low_out, drops[1])
+        of_heads = torch.autograd.grad(kept.attended, kept.heads, dattended.view(kept.attended.shape))
+        del dattended
 
-        dnormal, dlow = self.qkv.input_gradient(dqkv, drops[0])
-        dx, normal = rms_norm_backward(x, self.norm.weight, self.eps, dnormal, dmiddle)
-        of_qkv = self.qkv.parameter_gradients(dqkv, normal, low_qkv, dlow, drops[0])
+        dqkv = self.qkv.wide_output(tokens)
+        query, key, value = self._split(dqkv[:, : self.qkv.outputs].view(tokens, -1, self.head_size))
+        rotate(of_heads[0], pack.cos, -pack.sin, query)
+        rotate(of_heads[1], pack.cos, -pack.sin, key)
+        copy(of_heads[2], value)
+        del of_heads
+
+        dnormal = self.qkv.input_gradient(dqkv, drops[0])
+        dx = torch.empty_like(x)
+        normal = rms_norm_backward(x, self.norm.weight, self.eps, dnormal, dmiddle, dx)
+        of_qkv = self.qkv.parameter_gradients(dqkv, normal, low_qkv, drops[0])
         return dx, [*of_qkv, *of_out, *of_gate_up, *of_down]
 
+    def _normalised(self, x: torch.Tensor, norm: Any, projection: Projection) -> torch.Tensor:
+        """RMSNorm of x, with room for low: the wide input of `projection`."""
+        wide = projection.wide_input(len(x))
+        rms_norm(x, norm.weight, self.eps, wide[:, : projection.columns])
+        return wide
+
+    def _rotated(self, qkv: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """Query and key rotated, value as it is: (T, heads + 2 groups, d)."""
+        heads = qkv.view(len(qkv), -1, self.head_size)
+        result = torch.empty_like(heads)
+        turning = self.queries + self.groups
+        rotate(heads[:, :turning], pack.cos, pack.sin, result[:, :turning])
+        copy(heads[:, turning:], result[:, turning:])
+        return result
+
     def _split(self, heads: torch.Tensor) -> Heads:
-        """Query, key and value, which lie side by side in `heads`."""
-        parts = [self.queries, self.groups, self.groups]
-        query, key, value = torch.split(heads.view(len(heads), sum(parts), self.head_size), parts, dim=1)
+        """Query, key and value, which lie side by side in `heads` (T, heads + 2 groups, d)."""
+        query, key, value = torch.split(heads, [self.queries, self.groups, self.groups], dim=1)
         return query, key, value
 
     def _dropouts(self, pack: Pack) -> list[Dropout | None]:
@@ -141,6 +166,7 @@ class DecoderLayer:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: DecoderLayer, pack: Pack, *parameters: torch.Tensor) -> torch.Tensor:
+        x = x.detach()  # whether a gradient is wanted is known here, and no reason to compile anything twice
         activations, activated = layer.activations(x, pack)
         # Not through save_for_backward: attention's output has a graph of its own, which that would cut.
         ctx.layer, ctx.pack, ctx.x = layer, pack, x

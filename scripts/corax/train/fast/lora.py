@@ -8,9 +8,12 @@ With low = s · dropout(x) Aᵀ this is one product, y = [x | low] [W | B]ᵀ, i
 that read the same input (query, key and value; gate and up) are stacked: one A of all their rows, and a B that is
 block-diagonal. They share one dropout mask, where peft draws one for each layer.
 
-In the backward pass dy [W | B] gives the frozen part of dx and d(low) at once. Only A and B have gradients:
+The backward pass is built the same way, with d(low) = s · dy B. Only A and B have gradients:
 
-    dx = dy W + dropout(s · dy B A),  dA = (s · dy B)ᵀ dropout(x),  dB = dyᵀ low
+    dx = dy W + dropout(d(low) A) = [dy | d(low)] [W ; A] without dropout,  dA = d(low)ᵀ dropout(x),  dB = dyᵀ low
+
+All these are parts of one matrix, [W B ; A ·]. Inputs and gradients of outputs are `wide`: they have columns for low
+or d(low) beside their own, so that nothing is put together by copying.
 """
 
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ class Dropout:
 class Projection:
     """Linear layers on the same input, each with an adapter; `modules` are peft's layers around bitsandbytes' own.
 
-    With `resident` the dequantised [W | B] stays in memory: 2 bytes a weight more, no dequantisation.
+    With `resident` the dequantised matrix stays in memory: 2 bytes a weight more, no dequantisation.
     """
 
     def __init__(self, modules: list[Any], dtype: torch.dtype, resident: bool) -> None:
@@ -46,11 +49,11 @@ class Projection:
         self.bias = None if biases[0] is None else torch.cat([bias.detach().to(dtype) for bias in biases])
         self.columns = self.weights[0].shape[1]
         self.rows = [weight.shape[0] for weight in self.weights]
+        self.outputs = sum(self.rows)
         self.ranks = [a.shape[0] for a in self.a]
         self.resident: torch.Tensor | None = None
         if resident:
-            self.resident = self._empty()
-            self._write_weights(self.resident)
+            self.resident = self._weights()
 
     @property
     def rank(self) -> int:
@@ -62,58 +65,88 @@ class Projection:
         """All A, then all B: the order of `parameter_gradients`."""
         return [*self.a, *self.b]
 
-    def lower(self, x: torch.Tensor, drop: Dropout | None) -> torch.Tensor:
-        """Fill the last columns of x (T, K + rank) with low; returns a copy of them."""
-        low = x[:, self.columns :]
-        low.addmm_(_dropped(x[:, : self.columns], drop), self._stacked_a().t(), beta=0, alpha=self.scale)
+    def wide_input(self, tokens: int) -> torch.Tensor:
+        """Room for x and low, (T, K + rank)."""
+        return self._empty(tokens, self.columns + self.rank)
+
+    def wide_output(self, tokens: int) -> torch.Tensor:
+        """Room for the gradient of y and d(low), (T, N + rank)."""
+        return self._empty(tokens, self.outputs + self.rank)
+
+    def lower(self, wide: torch.Tensor, drop: Dropout | None) -> torch.Tensor:
+        """Fill the last columns of `wide` (T, K + rank) with low; returns a copy of them."""
+        x, low = wide[:, : self.columns], wide[:, self.columns :]
+        a = self._empty(self.rank, self.columns) if self.resident is None else self._part_of_a(self.resident)
+        self._write_a(a)
+        low.addmm_(_dropped(x, drop), a.t(), beta=0, alpha=self.scale)
         return low.contiguous()
 
-    def product(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """y (T, N) for x (T, K + rank) that `lower` has filled, plus `residual`."""
-        weight = self._with_b().t()
+    def product(
+        self, wide: torch.Tensor, residual: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """y (T, N), in `out` if given, for `wide` (T, K + rank) that `lower` has filled, plus `residual`."""
+        matrix = self._weights() if self.resident is None else self.resident
+        self._write_b(matrix)
+        weight = matrix[: self.outputs].t()
         summand = self.bias if residual is None else residual
-        return x @ weight if summand is None else torch.addmm(summand, x, weight)
+        return torch.mm(wide, weight, out=out) if summand is None else torch.addmm(summand, wide, weight, out=out)
 
-    def input_gradient(self, dy: torch.Tensor, drop: Dropout | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(dx (T, K), s · d(low) (T, rank)) of the output's gradient dy (T, N)."""
-        both = dy @ (self._with_b() if self.resident is None else self.resident)
-        dx, dlow = both[:, : self.columns], both[:, self.columns :] * self.scale
+    def input_gradient(self, wide: torch.Tensor, drop: Dropout | None) -> torch.Tensor:
+        """Gradient of x (T, K) from that of y in `wide` (T, N + rank); fills the last columns of `wide` with d(low)."""
+        matrix = self.resident  # `lower` and `product` have written A and B into it
+        if matrix is None:
+            matrix = self._weights()
+            self._write_b(matrix)
+            self._write_a(self._part_of_a(matrix))
+        dy, dlow = wide[:, : self.outputs], wide[:, self.outputs :]
+        dlow.addmm_(dy, matrix[: self.outputs, self.columns :], beta=0, alpha=self.scale)
+        both = matrix[:, : self.columns]
         if drop is None:
-            return dx.addmm_(dlow, self._stacked_a()), dlow
-        return dx.add_(_dropped(dlow @ self._stacked_a(), drop)), dlow
+            return wide @ both
+        return (dy @ both[: self.outputs]).add_(_dropped(dlow @ both[self.outputs :], drop))
 
     def parameter_gradients(
-        self, dy: torch.Tensor, x: torch.Tensor, low: torch.Tensor, dlow: torch.Tensor, drop: Dropout | None
+        self, wide: torch.Tensor, x: torch.Tensor, low: torch.Tensor, drop: Dropout | None
     ) -> list[torch.Tensor]:
-        """Gradients of `parameters`, in their type; x is (T, K), `low` and `dlow` (T, rank)."""
-        of_a = torch.split(dlow.t() @ _dropped(x, drop), self.ranks)
+        """Gradients of `parameters`, in their type; `wide` as `input_gradient` left it, x (T, K), `low` (T, rank)."""
+        dtype = self.a[0].dtype
+        dy, dlow = wide[:, : self.outputs], wide[:, self.outputs :]
+        of_a = torch.split(_product(dlow.t(), _dropped(x, drop), dtype), self.ranks)
         parts = zip(torch.split(dy, self.rows, dim=1), torch.split(low, self.ranks, dim=1), strict=True)
-        of_b = [dy_part.t() @ low_part for dy_part, low_part in parts]
-        return [gradient.to(self.a[0].dtype) for gradient in (*of_a, *of_b)]
+        return [*of_a, *(_product(dy_part.t(), low_part, dtype) for dy_part, low_part in parts)]
 
-    def _stacked_a(self) -> torch.Tensor:
-        return torch.cat([a.detach().to(self.dtype) for a in self.a])
-
-    def _with_b(self) -> torch.Tensor:
-        """[W | B] (N, K + rank) with B as it is now."""
-        result = self.resident
-        if result is None:
-            result = self._empty()
-            self._write_weights(result)
-        row, column = 0, self.columns
-        for rows, rank, b in zip(self.rows, self.ranks, self.b, strict=True):
-            result[row : row + rows, column : column + rank] = b.detach()
-            row, column = row + rows, column + rank
+    def _weights(self) -> torch.Tensor:
+        """[W 0 ; · ·], (N + rank, K + rank)."""
+        result = self._empty(self.outputs + self.rank, self.columns + self.rank)
+        result[: self.outputs, self.columns :] = 0
+        for weight, part in zip(self.weights, torch.split(result[: self.outputs], self.rows), strict=True):
+            weight.write(part[:, : self.columns])
         return result
 
-    def _empty(self) -> torch.Tensor:
-        size = (sum(self.rows), self.columns + self.rank)
-        return torch.empty(size, dtype=self.dtype, device=self.b[0].device)
+    def _write_b(self, matrix: torch.Tensor) -> None:
+        """B as it is now, block-diagonal, beside W."""
+        row, column = 0, self.columns
+        for rows, rank, b in zip(self.rows, self.ranks, self.b, strict=True):
+            matrix[row : row + rows, column : column + rank] = b.detach()
+            row, column = row + rows, column + rank
 
-    def _write_weights(self, out: torch.Tensor) -> None:
-        out[:, self.columns :] = 0
-        for weight, part in zip(self.weights, torch.split(out[:, : self.columns], self.rows), strict=True):
-            weight.write(part)
+    def _part_of_a(self, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix[self.outputs :, : self.columns]
+
+    def _write_a(self, out: torch.Tensor) -> None:
+        """All A as they are now, one below the other, into `out` (rank, K)."""
+        for part, a in zip(torch.split(out, self.ranks), self.a, strict=True):
+            part.copy_(a.detach())
+
+    def _empty(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.empty((rows, columns), dtype=self.dtype, device=self.b[0].device)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """left @ right in `dtype`; a GPU gives float32 from 16 bits without rounding in between."""
+    if left.is_cuda and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
 
 
 def _dropped(x: torch.Tensor, drop: Dropout | None) -> torch.Tensor:

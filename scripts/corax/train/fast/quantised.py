@@ -28,7 +28,7 @@ class QuantisedWeight:
         """Write the weight's values, exactly those that bitsandbytes gives, into `out` (rows, columns)."""
         state, second = self.state, self.state.state2
         if second is None:
-            elementwise.dequantise_simple(self.packed, self.code, state.absmax, out)
+            elementwise.dequantise(self.packed, self.code, state.absmax, torch.zeros_like(state.absmax[0]), out)
         else:
-            scales = (state.absmax, second.code, second.absmax, state.offset, second.blocksize)
-            elementwise.dequantise(self.packed, self.code, *scales, out)
+            scales = elementwise.scales(state.absmax, second.code, second.absmax, second.blocksize)
+            elementwise.dequantise(self.packed, self.code, scales, state.offset, out)

@@ -161,6 +161,7 @@ def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:
     engine: Any
     if setting.kept is None:
         base = model.get_base_model()
+        base.model.embed_tokens.to(device)  # where the fast engine had no room for it
         if setting.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         else:

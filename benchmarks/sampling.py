@@ -41,13 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small model, on the CPU too")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the result")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="which, in which order")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
         print(json.dumps(measure(args.contender, args.tiny)))
         return
     found: dict[str, dict[str, Any] | None] = {}
-    for name in CONTENDERS:
+    for name in args.contenders.split(","):
         found[name] = _in_a_process(name, args.tiny)
         write("sampling", _rows(found), args.folder)
     if any(figures is None for figures in found.values()):

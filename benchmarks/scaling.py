@@ -24,7 +24,7 @@ from corax.train.packs import Packs
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 PACKS_PER_STEP = 16
-WARMUP, STEPS = 2, 6
+WARMUP, STEPS = 1, 4
 
 
 def main() -> None:

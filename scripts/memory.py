@@ -2,7 +2,7 @@
 
     python scripts/memory.py --config config.json --plan.device a100-40gb --plan.max_length 8192 --lora.r 64
     python scripts/memory.py --config config.json --plan.device a100-80gb --plan.devices 4 --plan.max_length 8192 \\
-        --tuning.method full --sharded --train.gradient_checkpointing true
+        --tuning.method full --train.fsdp true --train.gradient_checkpointing true
 
 One pack of plan.max_length tokens, all with loss unless --targets says how many. Prints the memory of the worst moment
 of a step by component, and seconds a pack; if that is more than the device has, what would fit (exit code 2).
@@ -27,9 +27,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, type=Path, help="config.json of the base model")
     parser.add_argument("--targets", type=int, help="tokens of the pack that carry loss (default: all)")
     parser.add_argument("--document", type=int, help="tokens of a sample (default: plan.max_length)")
-    parser.add_argument(
-        "--sharded", action="store_true", help="weights, gradients and moments divided over plan.devices (FSDP, ZeRO-3)"
-    )
     return parser
 
 
@@ -48,7 +45,6 @@ def main(args: argparse.Namespace) -> None:
         targets=args.targets or plan.max_length,
         longest_sample=args.document or plan.max_length,
         packs_per_rank=math.ceil(plan.packs_per_step / plan.devices),
-        sharded=args.sharded,
     )
     training = fit.decide(wanted)
     parts = fit.estimate(training)

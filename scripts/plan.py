@@ -30,7 +30,7 @@ from corax.plan.schedule import PackWriter
 from corax.settings.lora import LoraSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import TuningSettings, conflict
+from corax.settings.tuning import TuningSettings, conflict, undividable
 
 log = logging.getLogger("corax")
 
@@ -50,7 +50,10 @@ def main(args: argparse.Namespace) -> None:
     lora: LoraSettings = cli.settings(args, LoraSettings, "lora")
     tuning: TuningSettings = cli.settings(args, TuningSettings, "tuning")
     train: TrainSettings = cli.settings(args, TrainSettings, "train")
-    problem = conflict(tuning, lora, train, settings.packing, is_encoder_decoder(args.model))
+    has_encoder = is_encoder_decoder(args.model)
+    problem = conflict(tuning, lora, train, settings.packing, has_encoder) or undividable(
+        train, settings.devices, has_encoder
+    )
     if problem:
         raise CoraxError(problem)
     tokenizer = open_artifact(args.model).files().get(args.model / "tokenizer.json", {})

@@ -41,9 +41,9 @@ from corax.model import load_base
 from corax.plots import plot_loss
 from corax.settings.lora import LoraSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import TuningSettings, conflict
+from corax.settings.tuning import TuningSettings, conflict, undividable
 from corax.tokens import TokenShards
-from corax.train import checkpoint
+from corax.train import checkpoint, sharded
 from corax.train.adapter import add_adapter, save, start_on_changed_base
 from corax.train.curves import Curves
 from corax.train.engine import make_engine
@@ -86,6 +86,9 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
     if problem:
         raise CoraxError(problem)
     state = PartialState(cpu=not torch.cuda.is_available())
+    problem = undividable(train, state.num_processes, is_encoder_decoder(args.model))
+    if problem:
+        raise CoraxError(problem)
     if not state.is_main_process:
         cli.log.setLevel(logging.WARNING)
     checkpoints = args.work / _fingerprint(inputs, tuning, lora, train)
@@ -112,6 +115,8 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
         except TrainingPaused as pause:
             cli.log.info("%s; run again to go on", pause)
             sys.exit(cli.PAUSED)
+        if train.fsdp and not state.is_main_process:
+            sharded.take_part(model, args.model)
         if state.is_main_process:
             sections = {"tuning": tuning, "lora": lora, "train": train}
             with Artifact(args.output, stage="train", inputs=inputs, settings=sections) as artifact:
@@ -153,8 +158,12 @@ def _identity(path: Path) -> str:
 def _model(folder: Path, tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, device: torch.device) -> Any:
     dtype = hardware.compute_dtype(device)
     kept = "all weights in float32" if tuning.method == "full" else f"{train.bits}-bit base"
+    kept += ", divided over the ranks" if train.fsdp else ""
     cli.log.info("%s: %s, %s, compute in %s on %s", folder, tuning.method, kept, dtype, device)
-    base = load_base(folder, tuning.method, train.model_dump(), dtype, device)
+    if train.fsdp:
+        base = sharded.load(folder, device)
+    else:
+        base = load_base(folder, tuning.method, train.model_dump(), dtype, device)
     model = add_adapter(base, lora, train.seed, tuning, open_artifact(folder).facts.get("new_token_ids", ()))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     cli.log.info("%d trainable parameters", trainable)

@@ -32,7 +32,6 @@ def training(
     packs: int = 1,
     method: str = "lora",
     lora: dict[str, Any] | None = None,
-    sharded: bool = False,
     **train: Any,
 ) -> Training:
     """A training that differs from QLoRA of Llama-3-8B in the given settings."""
@@ -47,7 +46,6 @@ def training(
         targets=tokens if targets is None else targets,
         longest_sample=longest_sample,
         packs_per_rank=packs,
-        sharded=sharded,
     )
 
 

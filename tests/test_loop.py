@@ -239,16 +239,21 @@ def test_an_error_while_reading_ahead_comes_at_its_place() -> None:
         next(batches)
 
 
-@given(ranks=st.integers(1, 8), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_the_ranks_of_a_step_share_its_packs(ranks: int, sizes: list[int]) -> None:
-    """In the order of the plan, none left out and none twice, whatever the number of ranks."""
+@given(ranks=st.integers(1, 8), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5), divided=st.booleans())
+def test_the_ranks_of_a_step_share_its_packs(ranks: int, sizes: list[int], divided: bool) -> None:
+    """In the order of the plan, none left out and none twice, whatever the number of ranks.
+
+    Ranks that share their weights make as many passes each.
+    """
     packs = object.__new__(Packs)
     packs.step = np.repeat(np.arange(len(sizes)), sizes)
     loop = object.__new__(Loop)
-    loop.train, loop.ranks = packs, ranks
+    loop.train, loop.ranks, loop.divided = packs, ranks, divided
     for step, size in enumerate(sizes):
         shares = []
         for loop.rank in range(ranks):
-            shares.append(list(loop._packs(step)))
+            passes = loop._passes(packs.of_step(step))
+            assert not divided or len(passes) == -(-size // ranks)
+            shares.append([pack for pack, weight in passes if weight])
         turns = [share[turn] for turn in range(size) for share in shares if turn < len(share)]
         assert turns == list(packs.of_step(step))

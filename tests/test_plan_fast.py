@@ -117,8 +117,9 @@ def test_what_a_layer_keeps(peft_model: Any, kept: int, monkeypatch: pytest.Monk
         loss = engine.loss_sum(_pack(), None)
     found = fast.Sizes.of(planned)
     # Beside the layers: the loss's gradient, rotary angles, dropout's and the documents' numbers.
-    rest = found.stream + 2 * planned.tokens * 16 * 4
-    assert live.now == pytest.approx(3 * found.stream + kept * found.kept + rest, rel=0.02)
+    rest = planned.targets * planned.model.hidden * 4 + 2 * planned.tokens * 16 * 4
+    of_layers = (kept - 1) * found.kept + found.kept_last if kept else 0
+    assert live.now == pytest.approx(3 * found.stream + of_layers + rest, rel=0.02)
     del loss
 
 

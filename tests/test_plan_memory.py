@@ -76,7 +76,7 @@ def test_unknown_target_module(target: str) -> None:
 
 def test_static_memory_of_llama_3_8b() -> None:
     """Measured: 5.70 GB for the base; 2.68 GB for an adapter with r = 64 in float32 and AdamW."""
-    found = sizes(fit.estimate(training(layers_kept=0)))
+    found = sizes(fit.estimate(training(layers_kept=32)))
     base = [size for name, size in found.items() if name.startswith("base")]
     assert base[0] == pytest.approx(3.60e9, abs=0.005e9)
     assert sum(base) == pytest.approx(5.70e9, abs=0.005e9)
@@ -394,7 +394,7 @@ def test_the_fast_layers_rules_are_those_of_the_engine() -> None:
     assert fast.LOSS_ROWS == head.CHUNK
 
 
-MEASURED = [("ours, 80 GB", 32, True), ("ours, 40 GB", 32, False), ("ours, 12 GB", 0, False)]
+MEASURED = [("ours, 80 GB", 32, True), ("ours, 40 GB", 32, False), ("ours, 12 GB", 1, False)]
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "training.json"
 
 
@@ -419,7 +419,7 @@ def test_speed_of_plain_transformers_against_measurements(
     config: str, device: str, dropout: float, measured: float
 ) -> None:
     run = training(config, devices.GPUS[device], dropout=dropout, gradient_checkpointing=True)
-    assert 8192 / speed.general_seconds(run, 8192, 8192, 8192, True) == pytest.approx(measured, rel=0.15)
+    assert 8192 / speed.transformers_seconds(run, 8192, 8192, 8192, True) == pytest.approx(measured, rel=0.15)
 
 
 def test_speed_on_a_cpu_against_a_measurement() -> None:
@@ -439,9 +439,10 @@ def test_checkpointing_costs_about_a_third_more_time() -> None:
 
 
 def test_small_models_wait_for_the_host() -> None:
-    """30 layers take 0.35 s to issue, whatever the width."""
-    run = training("smollm2-135m", layers_kept=30)
-    assert speed.seconds_per_pack(run, 2048, 1024, 300) == pytest.approx(0.35)
+    """Measured, whatever the width: 13.5 ms to issue a layer, 8.5 ms with the dequantised base kept."""
+    for dequantised, seconds in ((False, 30 * 0.0135), (True, 30 * 0.0085)):
+        run = training("smollm2-135m", layers_kept=30, dequantised_base=dequantised)
+        assert speed.seconds_per_pack(run, 2048, 1024, 300) == pytest.approx(seconds)
     assert speed.seconds_per_pack(run, 262_144, 131_072, 300) > 0.5
 
 

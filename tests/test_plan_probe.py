@@ -69,7 +69,7 @@ class _Watched:
     """An engine that notes the packs it is given, and may run out of memory."""
 
     def __init__(self, engine: Engine, fails: bool = False) -> None:
-        self.engine, self.model, self.fails = engine, engine.model, fails
+        self.engine, self.model, self.device, self.fails = engine, engine.model, engine.device, fails
         self.tokens: list[int] = []
         self.targets: list[int] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -71,6 +72,22 @@ def load_base(folder: Path, method: str, train: Mapping[str, Any], dtype: torch.
         return _load(folder, dtype=dtype, device_map={"": device}, quantization_config=eight)
     quant_type, double_quant = str(train["bnb_4bit_quant_type"]), bool(train["bnb_4bit_use_double_quant"])
     return load_quantised(folder, dtype, device, quant_type, double_quant)
+
+
+def empty_model(folder: Path) -> Any:
+    """The language model that `folder` describes, in evaluation mode: float32 weights on the device `meta`.
+
+    Raises CoraxError as `load_plain` does.
+    """
+    if not (folder / "config.json").is_file():
+        raise CoraxError(f"{folder}: no model folder, config.json is missing")
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model = model_class(folder).from_config(
+            config, dtype=torch.float32, trust_remote_code=False, attn_implementation=_attention(folder)
+        )
+    model.tie_weights()  # accelerate made a weight of each place that shares one
+    return model.eval()
 
 
 def load_trained(

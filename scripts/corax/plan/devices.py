@@ -23,18 +23,20 @@ class Device:
     """Bytes of a number in the type of matrix products."""
     runtime: int
     """Bytes that the process needs before the model: CUDA context and libraries."""
+    link: float = 10e9
+    """Bytes a second that it sends to and gets from the other devices of a node; default: through main memory."""
 
 
 GPUS = {
     device.name: device
     for device in (
-        Device("a100-40gb", 40 * GB, 190e12, 220e12, 1.555e12, 2, GB),
-        Device("a100-80gb", 80 * GB, 190e12, 220e12, 2.039e12, 2, GB),
-        Device("h100-80gb", 80 * GB, 460e12, 700e12, 3.35e12, 2, GB),
-        Device("h200-141gb", 141 * GB, 460e12, 700e12, 4.8e12, 2, GB),
+        Device("a100-40gb", 40 * GB, 190e12, 220e12, 1.555e12, 2, GB, 300e9),
+        Device("a100-80gb", 80 * GB, 190e12, 220e12, 2.039e12, 2, GB, 300e9),
+        Device("h100-80gb", 80 * GB, 460e12, 700e12, 3.35e12, 2, GB, 450e9),
+        Device("h200-141gb", 141 * GB, 460e12, 700e12, 4.8e12, 2, GB, 450e9),
     )
 }
-"""Memory and bandwidth: NVIDIA's datasheets of A100, H100 and H200 (SXM). Drivers report 5 to 7 % more bytes
+"""Memory, bandwidth and NVLink: NVIDIA's datasheets of A100, H100 and H200 (SXM). Drivers report 5 to 7 % more bytes
 than the decimal gigabytes there; that much stays free for fragmentation.
 
 Speed: bfloat16 peaks are 312 (A100) and 989 TFLOP/s (H100, H200). Plain transformers and peft: Llama-3-8B at 8,192

@@ -67,13 +67,15 @@ class Sizes:
 
     stream: int
     """One tensor of T × H: a layer's input, its output, their gradients."""
-    mlp: int
-    """T × I."""
     kept: int
     """What a layer keeps beside its input: rotated query, key and value, attention's output and its normaliser, the
     MLP's input, gate and up with room for d(low), and the adapters' low-rank values."""
+    kept_last: int
+    """The same of the last layer, where all after attention is for the positions in the loss."""
     work: int
     """The most that the backward pass of a layer needs beside that."""
+    work_last: int
+    """The same of the last layer."""
     gradient: float
     """Of the adapters of one layer."""
 
@@ -83,19 +85,24 @@ class Sizes:
         model, number = training.model, training.device.compute_bytes
         tokens, r = training.tokens, training.lora.r
         adapters = len(model.linears) // model.blocks
-        _, _, gate_up, down = projections(training)
-        stream, mlp = (tokens * width * number for width in (model.hidden, model.intermediate))
-        widths = 2 * model.attention + 2 * model.keys + model.hidden + 2 * model.intermediate
-        low = adapters * r + gate_up.rank
-        kept = tokens * ((widths + low) * number + model.heads * FLOAT32)
-        wide = stream + tokens * r * number
+        qkv, _, gate_up, down = projections(training)
+        stream = tokens * model.hidden * number
+        attention = (2 * model.attention + 2 * model.keys + qkv.rank) * number + model.heads * FLOAT32
+        mlp_widths = model.hidden + 2 * model.intermediate + gate_up.rank
+        after = (mlp_widths + adapters * r - qkv.rank) * number
         of_gate_up, of_down = (0 if dequantised(training) else each.matrix * number for each in (gate_up, down))
-        work = max(
-            stream + wide + mlp + of_down,  # the output's gradient, also with room for d(low), and that of swiglu's
-            2 * stream + of_gate_up,  # after that, in gate's and up's place their gradients, and that of their input
-            3 * stream + wide,  # after that, the gradient of the MLP's input with room for d(low), the norm's output
-        )
-        return cls(stream, mlp, kept, work, gradients(training).bytes / model.blocks)
+
+        def work(rows: int) -> int:
+            one, inner = (rows * width * number for width in (model.hidden, model.intermediate))
+            wide = one + rows * r * number
+            return max(
+                one + wide + inner + of_down,  # the output's gradient, also with room for d(low), and that of swiglu's
+                2 * one + of_gate_up,  # then, in gate's and up's place their gradients, and that of their input
+                3 * one + wide,  # then the gradient of the MLP's input with room for d(low), the norm's output
+            )
+
+        kept, last = (tokens * attention + rows * after for rows in (tokens, training.targets))
+        return cls(stream, kept, last, work(tokens), work(training.targets), gradients(training).bytes / model.blocks)
 
 
 @dataclass(frozen=True)
@@ -138,13 +145,14 @@ def _moments(training: Training) -> Iterator[list[Component]]:
     blocks, kept, sizes = training.model.blocks, layers_kept(training), Sizes.of(training)
     before = gradients(training) if training.packs_per_rank > 1 else None
     always = [*_dequantised_base(training), part("matrix products: workspace", MATRIX_WORKSPACE, "cuBLAS's own")]
-    yield [*always, *([before] if before else []), *_activations(training, blocks, kept), _loss(training, sizes)]
+    yield [*always, *([before] if before else []), *_activations(training, blocks, kept), _loss(training)]
     for done in range(blocks):
         left = blocks - done
         whole = max(0, kept - done)
-        again = [] if whole else [part("activations: one layer, recomputed", sizes.kept, _how_kept(training))]
+        values, needed = (sizes.kept, sizes.work) if done else (sizes.kept_last, sizes.work_last)
+        again = [] if whole else [part("activations: one layer, recomputed", values, _how_kept(training))]
         made = before or part(gradients(training).component, sizes.gradient * done, f"of {done} layers")
-        work = part("backward pass of one layer", sizes.work, "gradients, and values made again")
+        work = part("backward pass of one layer", needed, "gradients, and values made again")
         yield [*always, made, *_activations(training, left, whole), *again, work]
     yield [*always, gradients(training), *exchange(training)]
 
@@ -168,7 +176,11 @@ def _activations(training: Training, layers: int, whole: int) -> list[Component]
     inputs = part("activations: inputs of layers", layers * sizes.stream, f"{how} bytes")
     if not whole:
         return [inputs]
-    return [inputs, part("activations: kept layers", whole * sizes.kept, f"{whole} layers × ({_how_kept(training)})")]
+    kept, how = whole * sizes.kept, f"{whole} layers × ({_how_kept(training)})"
+    if layers == training.model.blocks:
+        kept += sizes.kept_last - sizes.kept
+        how += f", of the last for {training.targets:,} tokens after attention"
+    return [inputs, part("activations: kept layers", kept, how)]
 
 
 def _how_kept(training: Training) -> str:
@@ -176,10 +188,11 @@ def _how_kept(training: Training) -> str:
     return f"{training.tokens:,} tokens × {per_token:,} bytes"
 
 
-def _loss(training: Training, sizes: Sizes) -> Component:
-    """Last layer's output and its gradient; of a part of the labelled rows the logits, their gradient, two norms."""
+def _loss(training: Training) -> Component:
+    """The last layer's output and its gradient, for rows in the loss; of a part of them logits and their gradient."""
     model, number = training.model, training.device.compute_bytes
     rows = min(LOSS_ROWS, training.targets)
-    chunk = 2 * rows * (model.vocabulary + model.hidden) * number
-    how = f"2 × {rows:,} rows × ({model.vocabulary:,} + {model.hidden:,}) × {number} bytes + {2 * sizes.stream:,}"
-    return part("logits and loss", 2 * sizes.stream + chunk, how)
+    output, logits = (2 * number * count for count in (training.targets * model.hidden, rows * model.vocabulary))
+    return part(
+        "logits and loss", output + logits, f"2 × {rows:,} × {model.vocabulary:,} × {number} bytes + {output:,}"
+    )

@@ -76,7 +76,8 @@ def _what_fits(training: Training) -> Iterator[str]:
         {f"lora.r={r}": replace(training, lora=training.lora.model_copy(update={"r": r})) for r in ranks},
         {f"{how} with plan.max_length={length}": _shorter(least, length) for length in lengths},
         {f"train.bits={bits}": _with(training, bits=bits) for bits in (8, 4) if bits < training.train.bits},
-        {f"tuning.method=lora with {how}": replace(_lora(training), train=least.train)} if _is_full(training) else {},
+        _divided(training),
+        {f"tuning.method=lora with {how}": _lora(least)} if _is_full(training) else {},
         {f"plan.device={name}": replace(training, device=device) for name, device in GPUS.items()},
     ]
     for family in families:
@@ -91,9 +92,22 @@ def _is_full(training: Training) -> bool:
     return training.tuning.method == "full"
 
 
+def _divided(training: Training) -> dict[str, Training]:
+    """All weights divided over the ranks, alone and with checkpointing."""
+    if not _is_full(training) or training.ranks == 1 or training.sharded:
+        return {}
+    return {
+        "train.fsdp=true": _with(training, fsdp=True),
+        "train.fsdp=true with train.gradient_checkpointing=true": _with(
+            training, fsdp=True, gradient_checkpointing=True
+        ),
+    }
+
+
 def _lora(training: Training) -> Training:
     """The same with LoRA on the frozen base."""
-    return replace(training, tuning=training.tuning.model_copy(update={"method": "lora"}), sharded=False)
+    tuning = training.tuning.model_copy(update={"method": "lora"})
+    return replace(_with(training, fsdp=False), tuning=tuning)
 
 
 def _with(training: Training, **changes: object) -> Training:

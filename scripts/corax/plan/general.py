@@ -29,7 +29,8 @@ def _moments(training: Training) -> Iterator[list[Component]]:
         targets * model.vocabulary * LOGIT_BYTES,
         f"{targets:,} targets × {model.vocabulary:,} × {LOGIT_BYTES} bytes",
     )
-    work, copies = _workspace(training), _copies(training)
+    copies = _copies(training)
+    at_loss, at_block, at_end = _gathered(training) if training.sharded else [_workspace(training)] * 3
     if train.gradient_checkpointing:
         stream = FLOAT32 if training.tuning.method == "full" and not training.sharded else number
         size = model.blocks * training.tokens * model.hidden * stream
@@ -37,14 +38,15 @@ def _moments(training: Training) -> Iterator[list[Component]]:
         inputs = part("activations: inputs of blocks", size, sum_of)
         again = part("activations: one block, recomputed", block, how)
         # The copies are gone after the forward pass, the logits when the first block is recomputed.
-        yield [*before, inputs, *copies, *work]
-        yield [*before, inputs, logits, *work]
-        yield [*before, inputs, again, *work]
-        yield [gradients(training), again, *work]
+        yield [*before, inputs, *copies, *at_loss]
+        yield [*before, inputs, logits, *at_loss]
+        yield [*before, inputs, again, *at_block]
+        yield [gradients(training), again, *at_block]
     else:
         every = part("activations: all blocks", model.blocks * block, f"{model.blocks} blocks × ({how})")
-        yield [*before, every, logits, *copies, *work]
-    yield [gradients(training), *exchange(training), *work]
+        yield [*before, every, logits, *copies, *at_loss]
+        yield [*before, every, *at_block]
+    yield [gradients(training), *exchange(training), *at_end]
 
 
 def block_bytes(training: Training) -> tuple[float, str]:
@@ -153,15 +155,32 @@ def _copies(training: Training) -> list[Component]:
 
 
 def _workspace(training: Training) -> list[Component]:
-    """What exists for one layer at a time: its weights in the compute type, or all of a block gathered."""
+    """What exists for one layer at a time: its weights in the compute type."""
     model, number = training.model, training.device.compute_bytes
-    if training.sharded:
-        block = model.linear_parameters // model.blocks
-        outside = model.embeddings + model.head
-        size = 2 * block * number + block * FLOAT32 + outside * number
-        how = f"2 blocks of {block:,} × {number} bytes, gradient of one × 4, embedding and head {outside:,} × {number}"
-        return [part("gathered from all devices", size, how)]
     if training.tuning.method == "full" or training.train.bits == 16:
         return []
     largest = max(out * width for out, width in model.linears.values())
     return [part("one linear layer, dequantised", largest * number, f"{largest:,} weights × {number} bytes")]
+
+
+def _gathered(training: Training) -> Iterator[list[Component]]:
+    """Divided weights as they come together: at the loss, at a block's backward pass, and when all blocks are through.
+
+    Embedding and head are gathered as one, from the forward pass to the end of the backward pass. Of the blocks there
+    are two, the one at hand and the one ahead. Gradients are summed in float32, those of the head at the very end.
+    """
+    model, number = training.model, training.device.compute_bytes
+    outside, head = model.embeddings + model.head, model.vocabulary * model.hidden
+    block = model.linear_parameters // model.blocks
+    whole = part("gathered: embedding and head", outside * number, f"{outside:,} × {number} bytes")
+    gradient = part("gathered: gradient of the head", head * number, f"{head:,} × {number} bytes")
+    blocks = part(
+        "gathered: two blocks, gradient of one",
+        block * (3 * number + FLOAT32),
+        f"{block:,} × (2 × {number}, {number} and {FLOAT32} bytes)",
+    )
+    sums = outside * (number + FLOAT32 + FLOAT32 / training.ranks)
+    how = f"{outside:,} × ({number} + 4 bytes, and 4 / {training.ranks})"
+    yield [whole, gradient]
+    yield [whole, gradient, blocks]
+    yield [whole, part("gathered: gradients of embedding and head", sums, how)]

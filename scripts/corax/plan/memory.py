@@ -42,8 +42,11 @@ class Training:
     """Tokens of the model whose embeddings are trained."""
     packs_per_rank: int = 1
     """Packs of one step on one device: from the second on, gradients are there while activations are."""
-    sharded: bool = False
-    """Weights, gradients and moments divided over the ranks (FSDP, ZeRO-3), each block gathered when it is needed."""
+
+    @property
+    def sharded(self) -> bool:
+        """Weights, gradients and moments divided over the ranks (FSDP, ZeRO-3), each block gathered when needed."""
+        return self.train.fsdp
 
 
 RUNTIME = "runtime"

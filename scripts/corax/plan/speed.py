@@ -5,17 +5,23 @@ from dataclasses import dataclass
 
 from corax.plan import fast
 from corax.plan.devices import GB
-from corax.plan.memory import Training
+from corax.plan.memory import FLOAT32, Training
 from corax.plan.schedule import Part
 from corax.plan.states import paged_bytes, trained_weights, weight_bits
 from corax.progress import clock
 
-MEMORY_SHARE = 0.42
-"""Of a GPU's bandwidth: what elementwise kernels and dequantisation reach (1.4 of 3.35 TB/s, training.json)."""
-BUSY = 0.964
-"""Share of a step in which the GPU works (477 of 495 ms, docs/training.md)."""
-HOST_SECONDS = 0.35 / 30
-"""Seconds in which the host issues forward and backward pass of one fast layer, whatever its width (the same)."""
+MEMORY_SHARE = 0.60
+"""Of a GPU's bandwidth: what elementwise kernels and dequantisation reach (training.json)."""
+BUSY = 0.979
+"""Share of a step in which the GPU works (440 of 450 ms, training.json)."""
+HOST_SECONDS, HOST_SECONDS_DEQUANTISED = 0.0135, 0.0085
+"""Seconds in which the host issues forward and backward pass of one fast layer, whatever its width, and with the
+dequantised base kept (short packs and small widths of plan-measured.json); a fifth more to compute it again."""
+FLOAT32_ADAPTER_BYTES, FLOAT32_ADAPTER_SHARE = (6, 28), 0.64
+"""Bytes for each input and output of a linear layer that peft's float32 adapter moves forward: the input cast, the
+output made, scaled, summed with the layer's and cast back; and the share of the bandwidth (plan-measured.json)."""
+LINK_SHARE = 0.75
+"""Of the speed between GPUs: what NCCL's exchanges of large tensors reach; rounded, not measured here."""
 OPTIMIZER_BYTES = 28
 """AdamW in float32 reads each trained number, its gradient and moments, and writes all but the gradient."""
 CPUS_PER_GPU = 18
@@ -53,7 +59,17 @@ def seconds_per_pack(training: Training, tokens: float, targets: float, document
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
-    """Matrix products cost two operations a weight and token.
+    """As transformers and peft take, with peft's float32 adapters and exchanges between ranks."""
+    seconds = transformers_seconds(training, tokens, targets, document, learn)
+    if training.tuning.method == "lora" and training.device.name != "cpu":
+        seconds += _float32_adapter_seconds(training, tokens, learn)
+    return max(seconds, _exchange_seconds(training, learn))
+
+
+def transformers_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
+    """What all must compute that use PyTorch's matrix products as they are.
+
+    Matrix products cost two operations a weight and token.
 
     Backward takes as many for the gradient of the activations; only what is trained needs that of its weights too.
     Attention costs 4 × width a token, block and token seen, two and a half times that in backward; with a mask
@@ -76,6 +92,29 @@ def general_seconds(training: Training, tokens: float, targets: float, document:
     quantised = train.bits < 16 and training.tuning.method != "full"
     weight_bytes = weight_bits(training) / 8 + 2 * device.compute_bytes if quantised else 0
     return operations / device.flops + passes * model.linear_parameters * weight_bytes / device.bandwidth
+
+
+def _float32_adapter_seconds(training: Training, tokens: float, learn: bool) -> float:
+    """Seconds of what peft's float32 adapters read and write beside the products."""
+    model, device = training.model, training.device
+    passes = 2.8 + training.train.gradient_checkpointing if learn else 1
+    inputs, outputs = FLOAT32_ADAPTER_BYTES
+    adapted = [model.linears[name] for name in model.targets(training.lora.target_modules)]
+    moved = sum(inputs * columns + outputs * rows for rows, columns in adapted)
+    return tokens * moved * passes / (FLOAT32_ADAPTER_SHARE * device.bandwidth)
+
+
+def _exchange_seconds(training: Training, learn: bool) -> float:
+    """Seconds in which ranks with divided weights gather them for a pack, and sum their gradients; beside computing.
+
+    Forward and backward pass gather all weights in the compute type; gradients are summed in float32.
+    """
+    if not training.sharded:
+        return 0.0
+    number = training.device.compute_bytes
+    bytes_a_weight = 2 * number + FLOAT32 if learn else number
+    others = (training.ranks - 1) / training.ranks
+    return others * training.model.parameters * bytes_a_weight / (LINK_SHARE * training.device.link)
 
 
 def _trained_in_products(training: Training) -> int:
@@ -119,13 +158,14 @@ def _fast_seconds(training: Training, tokens: float, targets: float, document: f
     )
     traffic = elementwise + (0 if fast.dequantised(training) else dequantised)
     seconds = products / device.fast_flops + attention / device.flops + traffic / (MEMORY_SHARE * device.bandwidth)
-    host = HOST_SECONDS * model.blocks * (1 + again + backward) / 2
+    issue = HOST_SECONDS_DEQUANTISED if fast.dequantised(training) else HOST_SECONDS
+    host = issue * model.blocks * (1 + 0.2 * again) * (1 + backward) / 2
     return max(seconds / BUSY, host)
 
 
 def optimizer_seconds(training: Training) -> float:
     """Seconds of one optimizer step."""
-    trained = trained_weights(training)
+    trained = trained_weights(training) / (training.ranks if training.sharded else 1)
     share = 1.0 if training.device.name == "cpu" else MEMORY_SHARE
     return trained * OPTIMIZER_BYTES / (share * training.device.bandwidth)
 
@@ -153,6 +193,8 @@ def slurm_request(training: Training, memory: int, hours: float) -> Slurm:
     """
     ranks, on_cpu = training.ranks, training.device.name == "cpu"
     loading = (4 if training.tuning.method == "full" else 2) * training.model.parameters
+    if training.sharded:  # each rank reads its rows: of a checkpoint weights and moments
+        loading = 12 * training.model.parameters // ranks
     rank_memory = memory + loading if on_cpu else loading + LIBRARIES + paged_bytes(training)
     quarters = math.ceil(4 * (TIME_MARGIN * hours + STARTUP_HOURS))
     return Slurm(

@@ -11,6 +11,7 @@ TRAIN_KEYS = (
     "bnb_4bit_use_double_quant",
     "dequantised_base",
     "eval_steps",
+    "fsdp",
     "gradient_checkpointing",
     "layers_kept",
     "optim",

@@ -41,6 +41,9 @@ class TrainSettings(Settings):
     """4-bit data type of the frozen base."""
     bnb_4bit_use_double_quant: bool = True
     """Quantise the quantisation constants too."""
+    fsdp: bool = False
+    """Divide weights, gradients and moments over the devices (PyTorch's fully_shard): with tuning.method full, for
+    models too big for one device."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     layers_kept: int | None = Field(None, ge=0)

@@ -44,6 +44,10 @@ def conflict(
         )
     if method == "prefix_tuning" and train.gradient_checkpointing:
         return "tuning.method is 'prefix_tuning', which recomputed layers lose: set train.gradient_checkpointing: false"
+    if train.fsdp and method != "full":
+        return f"train.fsdp is true, allowed with tuning.method: full; found {method!r}, which needs it not"
+    if train.fsdp and train.optim != "adamw_torch":
+        return f"train.fsdp is true, allowed with train.optim: adamw_torch; found {train.optim!r}"
     if method != "full" and train.bits == 8 and packing:
         return "train.bits is 8, whose rounding depends on all tokens of a pack: set plan.packing: false"
     if method != "lora":
@@ -57,4 +61,16 @@ def conflict(
         return f"lora.init_lora_weights is 'loftq', which mends 4-bit rounding: train.bits is {train.bits}, allowed: 4"
     if start in CHANGED_BASE and lora.use_dora:
         return f"lora.use_dora is true, allowed with lora.init_lora_weights: default, gaussian; found {start!r}"
+    return None
+
+
+def undividable(train: TrainSettings, devices: int, has_encoder: bool) -> str | None:
+    """Why `train.fsdp` cannot divide a model over so many devices, as one line; None if it can, or is not asked to."""
+    if train.fsdp and devices == 1:
+        return "train.fsdp is true, which divides a model over several devices: plan.devices is 1, allowed: 2 and more"
+    if train.fsdp and has_encoder:
+        return (
+            "train.fsdp is true, allowed with decoder-only models: with an encoder ranks make different numbers of "
+            "passes, and could not gather its layers together"
+        )
     return None

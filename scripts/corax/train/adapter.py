@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from corax.errors import CoraxError
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import CHANGED_BASE, TuningSettings
+from corax.train import sharded
 
 
 def add_adapter(
@@ -64,8 +65,11 @@ def start_on_changed_base(model: Any) -> dict[str, torch.Tensor] | None:
 def save(model: Any, folder: Path, start: Mapping[str, torch.Tensor] | None, base: Path) -> None:
     """Write what was trained into `folder`: peft's adapter files, or all weights in the type of the folder `base`.
 
-    `start` is what `start_on_changed_base` gave before training.
+    `start` is what `start_on_changed_base` gave before training. Of divided weights the other ranks take part.
     """
+    if sharded.is_divided(model):
+        sharded.save(model, folder, base)
+        return
     if not isinstance(model, PeftModel):
         dtype = AutoConfig.from_pretrained(str(base), local_files_only=True).dtype or torch.float32
         model.to(dtype).save_pretrained(str(folder))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from corax.artifact import Artifact, changed_file, read_manifest
 from corax.errors import CoraxError
+from corax.train import tensors
+from corax.train.tensors import ALL, Share
 
 log = logging.getLogger("corax")
 
@@ -30,10 +31,16 @@ class Checkpoint:
     """
 
     step: int
-    adapter: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    adapter: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
     metrics: list[dict[str, Any]]
-    best: dict[str, torch.Tensor] | None = None
+    best: Mapping[str, torch.Tensor] | None = None
+
+    def gather(self) -> None:
+        """What a rank must do while another one saves tensors that are divided over the ranks."""
+        for content in (self.adapter, self.optimizer, self.best or {}):
+            for _ in tensors.gather(content):
+                pass
 
 
 def record_segment(folder: Path) -> list[str | None]:
@@ -55,11 +62,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write `checkpoint` into `folder` and keep the newest `keep`; those of a later step, damaged ones, go too."""
     path = _path(folder, checkpoint.step)
     with Artifact(path, stage="checkpoint") as artifact:
-        save_file(checkpoint.adapter, artifact.path / "adapter.safetensors")
-        save_file(checkpoint.optimizer, artifact.path / "optimizer.safetensors")
+        tensors.write(artifact.path / "adapter.safetensors", checkpoint.adapter)
+        tensors.write(artifact.path / "optimizer.safetensors", checkpoint.optimizer)
         (artifact.path / "metrics.jsonl").write_text(metric_lines(checkpoint.metrics))
         if checkpoint.best is not None:
-            save_file(checkpoint.best, artifact.path / BEST)
+            tensors.write(artifact.path / BEST, checkpoint.best)
         artifact.note(step=checkpoint.step)
     found = _newest_first(folder)
     kept = found[found.index(path) :][:keep]
@@ -68,8 +75,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
             shutil.rmtree(other)
 
 
-def load(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that verifies, None if there is none; damaged ones are named."""
+def load(folder: Path, share: Share = ALL) -> Checkpoint | None:
+    """The newest checkpoint in `folder` that verifies, None if there is none; damaged ones are named.
+
+    Of its tensors the rows that belong to `share`.
+    """
     for candidate in _newest_first(folder):
         problem = _problem(candidate)
         if problem:
@@ -79,10 +89,10 @@ def load(folder: Path) -> Checkpoint | None:
         best = candidate / BEST
         return Checkpoint(
             step=read_manifest(candidate / "manifest.json").facts["step"],
-            adapter=load_file(candidate / "adapter.safetensors"),
-            optimizer=load_file(candidate / "optimizer.safetensors"),
+            adapter=tensors.read(candidate / "adapter.safetensors", share),
+            optimizer=tensors.read(candidate / "optimizer.safetensors", share),
             metrics=[json.loads(line) for line in lines],
-            best=load_file(best) if best.exists() else None,
+            best=tensors.read(best, share) if best.exists() else None,
         )
     return None
 
@@ -102,12 +112,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`; of divided tensors `saved` has this rank's rows."""
+    parameters = [parameter for _, parameter in _parameters(optimizer)]
     state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
+    for name, value in saved.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = value
+        # As the parameter is divided, so are its moments; the count of steps has no rows.
+        like = parameters[int(number)] if value.dim() else value
+        state.setdefault(int(number), {})[key] = tensors.divided(value, like)
     if not hasattr(optimizer, "init_state"):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         return

@@ -18,6 +18,8 @@ class Engine(Protocol):
     """Computes losses of a peft model."""
 
     model: Any
+    device: torch.device
+    """Where it computes; not all weights need be there."""
 
     def loss_sum(self, batch: Batch, seed: int | None) -> torch.Tensor:
         """Cross-entropy summed over the targets of a pack, in nats; `seed` of dropout, None: none."""

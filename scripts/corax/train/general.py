@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from corax import hardware
 from corax.train.attention import Documents, attend, has_varlen
 from corax.train.packs import Batch
+from corax.train.sharded import is_divided
 
 PACKED_ATTENTION = "corax_packed"
 """Name under which transformers finds `attend`."""
@@ -57,10 +58,8 @@ class GeneralEngine(TransformersEngine):
         prompt = model.active_peft_config if isinstance(model, PeftModel) else None
         has_prefix = isinstance(prompt, PromptLearningConfig)
         self.virtual_tokens = prompt.num_virtual_tokens if isinstance(prompt, PromptTuningConfig) else 0
-        attention = model.config._attn_implementation
-        self.boundaries = (
-            attention == "sdpa" and has_varlen(self.device, hardware.compute_dtype(self.device)) and not has_prefix
-        )
+        is_usual = model.config._attn_implementation in ("sdpa", PACKED_ATTENTION)
+        self.boundaries = is_usual and has_varlen(self.device, hardware.compute_dtype(self.device)) and not has_prefix
         if self.boundaries:
             AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
             AttentionMaskInterface.register(PACKED_ATTENTION, lambda *arguments, **options: None)
@@ -94,7 +93,12 @@ def _autocast(model: Any) -> torch.autocast:
 
 
 def _is_mixed(model: Any, dtype: torch.dtype) -> bool:
-    """Whether float32 weights are trained beside frozen ones in the 16-bit `dtype`, or all weights on a GPU."""
+    """Whether float32 weights are trained beside frozen ones in the 16-bit `dtype`, or all weights on a GPU.
+
+    Divided weights are gathered in that type: nothing is left to cast.
+    """
+    if is_divided(model):
+        return False
     parameters = dict(model.named_parameters())
     wide = any(each.requires_grad and ".lora_" not in name for name, each in parameters.items())
     narrow = any(each.dtype == dtype and not each.requires_grad for each in parameters.values())

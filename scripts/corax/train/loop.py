@@ -18,13 +18,14 @@ import torch.distributed as dist
 from corax.progress import Progress
 from corax.settings.train import TrainSettings
 from corax.stop import StopRequest
-from corax.train import checkpoint
+from corax.train import checkpoint, tensors
 from corax.train.ahead import read_ahead
 from corax.train.checkpoint import Checkpoint
 from corax.train.curves import Curves
 from corax.train.engine import Engine
 from corax.train.optimization import learning_rate, make_optimizer, set_learning_rate
 from corax.train.packs import Batch, Packs
+from corax.train.sharded import is_divided
 from corax.train.validation import best_validation, validations_since_best
 
 log = logging.getLogger("corax")
@@ -51,7 +52,7 @@ class Loop:
     """Trains the adapter of `engine`'s model on `train` packs; `run` returns the metrics of all steps.
 
     With several ranks (an initialised process group) each takes every n-th pack of a step, and gradients
-    are summed over ranks once a step.
+    are summed over ranks once a step; those of weights that are divided over the ranks, by themselves.
     """
 
     def __init__(
@@ -66,14 +67,15 @@ class Loop:
     ) -> None:
         self.engine, self.train, self.validation = engine, train, validation
         self.settings, self.checkpoints = settings, checkpoints
-        self.device = next(engine.model.parameters()).device
+        self.device = engine.device
         self.names, self.parameters = zip(*_trainable(engine.model), strict=True)
         self.optimizer = make_optimizer(self._adapter(), settings)
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.divided = is_divided(engine.model)
         self.steps = int(train.step[-1]) + 1
         self.metrics: list[dict[str, Any]] = []
-        self.best: dict[str, torch.Tensor] | None = None
+        self.best: Mapping[str, torch.Tensor] | None = None
         self.seconds = 0.0
         self.tokens = 0
         self._stop, self._curves = stop, curves or Curves(None)
@@ -85,7 +87,7 @@ class Loop:
         """Train from the newest checkpoint to the last step; raises TrainingPaused after a stop signal."""
         done = self._resume()
         self._curves.start(done)
-        numbers = [pack for step in range(done, self.steps) for pack in self._packs(step)]
+        numbers = [pack for step in range(done, self.steps) for pack, _ in self._passes(self.train.of_step(step))]
         with (
             Progress("train", self.steps, "step", start=done) as progress,
             closing(read_ahead(self.train.batch, numbers)) as batches,
@@ -112,9 +114,14 @@ class Loop:
         """Tokens of all ranks a second, validation and checkpoints left out."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
-    def _packs(self, step: int) -> range:
-        """This rank's packs of a step."""
-        return self.train.of_step(step)[self.rank :: self.ranks]
+    def _passes(self, packs: range) -> list[tuple[int, float]]:
+        """This rank's share of `packs`, and how much each counts.
+
+        Ranks that share their weights gather them together: one without a last pack takes the first, which counts 0.
+        """
+        own = [(pack, 1.0) for pack in packs[self.rank :: self.ranks]]
+        idle = self.divided and len(own) < len(packs[:: self.ranks])
+        return [*own, (packs[0], 0.0)] if idle else own
 
     def _step(self, step: int, batches: Iterator[Batch]) -> bool:
         """Make step number `step` (from 0); whether to stop after it."""
@@ -140,15 +147,16 @@ class Loop:
         loss = torch.zeros((), device=self.device)
         stop = torch.full((), float(self._stop.made), device=self.device)
         self.optimizer.zero_grad()
-        for pack in self._packs(step):
-            part = self.engine.loss_sum(next(batches), _dropout_seed(self.settings.seed, pack)) / targets
+        for pack, weight in self._passes(packs):
+            part = weight * self.engine.loss_sum(next(batches), _dropout_seed(self.settings.seed, pack)) / targets
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         for parameter in self.parameters:
             if parameter.grad is None:  # a rank without a pack in this step
                 parameter.grad = torch.zeros_like(parameter)
-        self._sum_over_ranks([loss, stop, *(parameter.grad for parameter in self.parameters)])
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        gradients = [] if self.divided else [parameter.grad for parameter in self.parameters]
+        self._sum_over_ranks([loss, stop, *gradients])
+        norm = tensors.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         self.optimizer.step()
         row = {
             "step": step + 1,
@@ -186,8 +194,8 @@ class Loop:
     def _validate(self, done: int) -> None:
         """Record the loss in nats per target token over all validation packs, and what follows from it."""
         total = torch.zeros((), device=self.device)
-        for pack in range(self.rank, len(self.validation), self.ranks):
-            total += self.engine.loss_sum(self.validation.batch(pack), seed=None)
+        for pack, weight in self._passes(range(len(self.validation))):
+            total += weight * self.engine.loss_sum(self.validation.batch(pack), seed=None)
         self._sum_over_ranks([total])
         if self.ranks > 1:
             dist.broadcast(total, src=0)  # so that all ranks decide by the same number, to the bit
@@ -195,8 +203,10 @@ class Loop:
         log.info("step %d: validation loss %.4f", done, loss)
         row: dict[str, Any] = {"step": done, "validation_loss": loss}
         self._record(row)
-        if self.settings.load_best_model_at_end and self.rank == 0 and best_validation(self.metrics) == done:
-            self.best = {name: value.detach().to("cpu", copy=True) for name, value in self._adapter().items()}
+        if self.settings.load_best_model_at_end and self._keeps_best and best_validation(self.metrics) == done:
+            self.best = {
+                name: tensors.local(value.detach()).to("cpu", copy=True) for name, value in self._adapter().items()
+            }
         if self._out_of_patience() and done < self.steps:
             row["stopped"] = f"no lower validation loss in {self.settings.early_stopping_patience} validations"
             log.info("step %d: %s; training ends here", done, row["stopped"])
@@ -217,15 +227,20 @@ class Loop:
 
     def _resume(self) -> int:
         """Take over the newest checkpoint; how many steps are done."""
-        found = checkpoint.load(self.checkpoints)
+        found = checkpoint.load(self.checkpoints, (self.rank, self.ranks) if self.divided else tensors.ALL)
         if found is None:
             return 0
         self._take_over(found.adapter)
         checkpoint.restore_optimizer(self.optimizer, found.optimizer)
         self.metrics = list(found.metrics)
-        self.best = found.best if self.rank == 0 else None
+        self.best = found.best if self._keeps_best else None
         log.info("going on after step %d of %d", found.step, self.steps)
         return found.step
+
+    @property
+    def _keeps_best(self) -> bool:
+        """Whether this rank keeps the best weights: the first, or each its rows."""
+        return self.rank == 0 or self.divided
 
     def _adapter(self) -> dict[str, torch.nn.Parameter]:
         return dict(zip(self.names, self.parameters, strict=True))
@@ -233,14 +248,16 @@ class Loop:
     @torch.no_grad()
     def _take_over(self, adapter: Mapping[str, torch.Tensor]) -> None:
         for name, parameter in self._adapter().items():
-            parameter.copy_(adapter[name])
+            tensors.local(parameter).copy_(adapter[name])
 
     def _save(self, step: int) -> None:
+        adapter, best = self._adapter(), self.best
+        state = checkpoint.optimizer_tensors(self.optimizer)
+        found = Checkpoint(step, adapter, state, self.metrics, best and tensors.Divided(best, adapter))
         if self.rank == 0:
-            adapter = {name: value.detach() for name, value in self._adapter().items()}
-            state = checkpoint.optimizer_tensors(self.optimizer)
-            found = Checkpoint(step, adapter, state, self.metrics, self.best)
             checkpoint.save(self.checkpoints, found, self.settings.save_total_limit)
+        elif self.divided:
+            found.gather()
         if self.ranks > 1:
             dist.barrier()
 

@@ -18,6 +18,7 @@ from corax.settings.train import TrainSettings
 from corax.train.engine import Engine
 from corax.train.optimization import make_optimizer
 from corax.train.packs import Packs
+from corax.train.tensors import local
 
 log = logging.getLogger("corax")
 
@@ -46,7 +47,7 @@ def probe(engine: Engine, packs: Packs, train: TrainSettings, plan: dict[str, An
 
     Raises CoraxError with what to change if the device's memory does not suffice.
     """
-    device = next(engine.model.parameters()).device
+    device = engine.device
     seconds = 0.0
     try:
         with _unchanged(engine.model):
@@ -80,7 +81,7 @@ def _step(engine: Engine, packs: Packs, pack: int, optimizer: torch.optim.Optimi
 def _unchanged(model: Any) -> Iterator[None]:
     """Afterwards weights, random numbers and mode are what they were, and there are no gradients."""
     parameters = _trained(model).values()
-    saved = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    saved = [local(parameter.detach()).to("cpu", copy=True) for parameter in parameters]
     training = model.training
     devices = [parameter.device for parameter in parameters if parameter.is_cuda][:1]
     with torch.random.fork_rng(devices=devices):
@@ -90,7 +91,7 @@ def _unchanged(model: Any) -> Iterator[None]:
             with torch.no_grad():
                 for parameter, value in zip(parameters, saved, strict=True):
                     parameter.grad = None
-                    parameter.copy_(value)
+                    local(parameter).copy_(value)
             model.train(training)
             if devices:
                 torch.cuda.empty_cache()

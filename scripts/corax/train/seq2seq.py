@@ -18,7 +18,7 @@ class Seq2SeqEngine(TransformersEngine):
     """
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        prompts, completions = split(batch.to(self.device))
+        prompts, completions = split(batch)
         logits: dict[int, torch.Tensor] = {}
         for group in alike([len(ids) for ids in prompts]):
             with self.autocast:

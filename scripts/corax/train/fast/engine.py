@@ -44,33 +44,38 @@ class FastEngine:
         is_tied = self.decoder.embed_tokens.weight is self.base.lm_head.weight
         self.decoder.embed_tokens.to(self.device if kept >= count or is_tied else "cpu")
         self.layers = [
-            DecoderLayer(layer, number, self.dtype, kept=number >= count - kept, resident=resident)
+            DecoderLayer(
+                layer, number, self.dtype, kept=number >= count - kept, resident=resident, last=number == count - 1
+            )
             for number, layer in enumerate(self.decoder.layers)
         ]
 
     def loss_sum(self, batch: Batch, seed: int | None) -> torch.Tensor:
         """Cross-entropy summed over the targets of a pack (on the CPU), in nats; `seed` None: no dropout."""
         hidden = self._hidden(batch, seed)
-        places = (tensor.to(self.device, non_blocking=True) for tensor in (batch.predicts, batch.targets))
+        targets = batch.targets.to(self.device, non_blocking=True)
         eps = float(self.norm.variance_epsilon)
-        loss: torch.Tensor = HeadLoss.apply(hidden, self.norm.weight, eps, self.base.lm_head.weight, *places)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = HeadLoss.apply(hidden, self.norm.weight, eps, self.base.lm_head.weight, targets)  # type: ignore[no-untyped-call]
         return loss
 
     @torch.no_grad()
     def target_logits(self, batch: Batch) -> torch.Tensor:
         """Logits (n, vocabulary) at the positions that predict a target."""
-        hidden = self._hidden(batch, None)[batch.predicts.to(self.device)]
+        hidden = self._hidden(batch, None)
         normal = torch.empty_like(hidden)
         rms_norm(hidden, self.norm.weight, float(self.norm.variance_epsilon), normal)
         logits: torch.Tensor = normal @ self.base.lm_head.weight.t()
         return logits
 
     def _hidden(self, batch: Batch, seed: int | None) -> torch.Tensor:
-        """The last layer's output (T, width)."""
-        positions = batch.position_ids.to(self.device, non_blocking=True)
+        """The last layer's output (n, width) at the positions that predict a target."""
+        positions, predicts = (
+            tensor.to(self.device, non_blocking=True) for tensor in (batch.position_ids, batch.predicts)
+        )
         hidden = self._embedded(batch.input_ids[0])
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=positions)
-        pack = Pack(cos[0], sin[0], Documents.from_positions(batch.position_ids, self.device), self._dropouts(seed))
+        documents = Documents.from_positions(batch.position_ids, self.device)
+        pack = Pack(cos[0], sin[0], documents, self._dropouts(seed), predicts)
         for layer in self.layers:
             hidden = layer(hidden, pack)
         return hidden

@@ -11,11 +11,10 @@ CHUNK = 2048
 
 
 class HeadLoss(torch.autograd.Function):
-    """Sum of the cross-entropy, in nats, of the labelled positions; the gradient is made in the forward pass.
+    """Sum of the cross-entropy, in nats; the gradient is made in the forward pass.
 
-    `hidden` (T, width) is the last layer's output, `norm` and `eps` the final RMSNorm's, `head` (vocabulary, width);
-    `predicts` (n,) are the labelled positions, each once, `targets` (n,) the tokens that should follow. Norm and
-    head are frozen.
+    `hidden` (n, width) is the last layer's output at the labelled positions, `norm` and `eps` the final RMSNorm's,
+    `head` (vocabulary, width), `targets` (n,) the tokens that should follow. Norm and head are frozen.
     """
 
     @staticmethod
@@ -25,20 +24,17 @@ class HeadLoss(torch.autograd.Function):
         norm: torch.Tensor,
         eps: float,
         head: torch.Tensor,
-        predicts: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        for rows, wanted in zip(torch.split(predicts, CHUNK), torch.split(targets, CHUNK), strict=True):
-            x = hidden[rows]
-            dx = torch.empty_like(x)
+        gradient = torch.empty_like(hidden)
+        chunks = (torch.split(tensor, CHUNK) for tensor in (hidden, gradient, targets))
+        for x, dx, wanted in zip(*chunks, strict=True):
             rms_norm(x, norm, eps, dx)
             loss, dlogits = cross_entropy(dx @ head.t(), wanted[:, None])
             total += loss
-            if gradient is not None:
+            if ctx.needs_input_grad[0]:
                 rms_norm_backward(x, norm, eps, dlogits @ head, torch.zeros_like(x), dx)
-                gradient.index_copy_(0, rows, dx)
             del dlogits
         ctx.gradient = gradient
         return total
@@ -47,4 +43,4 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradient, ctx.gradient = ctx.gradient, None
         # The scale, one over the number of targets, is not rounded to the gradient's type.
-        return (gradient.to(scale.dtype) * scale).to(gradient.dtype), None, None, None, None, None
+        return (gradient.to(scale.dtype) * scale).to(gradient.dtype), None, None, None, None

@@ -21,12 +21,14 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Pack:
-    """What all layers read of a pack: rotary `cos` and `sin` (T, head size), its documents, dropout by number."""
+    """What all layers read of a pack: rotary `cos` and `sin` (T, head size), its documents, dropout by number, and the
+    positions `predicts` (n,), each once, whose outputs are wanted of the last layer."""
 
     cos: torch.Tensor
     sin: torch.Tensor
     documents: Documents
     dropout: Callable[[int], Dropout | None]
+    predicts: torch.Tensor
 
 
 @dataclass
@@ -43,10 +45,11 @@ class Activations:
 class DecoderLayer:
     """A transformers decoder layer with peft adapters on all its linear layers, computed here.
 
-    `number` is its place in the model; `kept` says whether activations are kept for the backward pass.
+    `number` is its place in the model; `kept` says whether activations are kept for the backward pass. What the `last`
+    layer does after attention is computed for the pack's `predicts` alone.
     """
 
-    def __init__(self, layer: Any, number: int, dtype: torch.dtype, kept: bool, resident: bool) -> None:
+    def __init__(self, layer: Any, number: int, dtype: torch.dtype, *, kept: bool, resident: bool, last: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         fused = hasattr(attention, "qkv_proj")
         qkv = ["qkv_proj"] if fused else ["q_proj", "k_proj", "v_proj"]
@@ -60,7 +63,7 @@ class DecoderLayer:
         self.head_size, self.scale = int(attention.head_dim), float(attention.scaling)
         self.queries = self.out.columns // self.head_size
         self.groups = (sum(self.qkv.rows) // self.head_size - self.queries) // 2
-        self.number, self.kept = number, kept
+        self.number, self.kept, self.last = number, kept, last
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -69,7 +72,7 @@ class DecoderLayer:
         return [parameter for projection in projections for parameter in projection.parameters]
 
     def __call__(self, x: torch.Tensor, pack: Pack) -> torch.Tensor:
-        """The layer's output (T, width) for x (T, width), differentiable in x and the adapters."""
+        """The layer's output (T, width), of the last (n, width), for x (T, width); differentiable in x and adapters."""
         output: torch.Tensor = _Layer.apply(x, self, pack, *self.parameters)  # type: ignore[no-untyped-call]
         return output
 
@@ -83,17 +86,18 @@ class DecoderLayer:
         with torch.enable_grad():
             query, key, value = (part.detach().requires_grad_() for part in heads)
             attended = attend(query, key, value, pack.documents, self.scale)
-        wide = self.out.wide_input(len(x))
-        copy(attended.detach().flatten(1), wide[:, : self.out.columns])
+        summed = self._wanted(attended.detach().flatten(1), pack)
+        wide = self.out.wide_input(len(summed))
+        copy(summed, wide[:, : self.out.columns])
         low_out = self.out.lower(wide, drops[1])
-        middle = self.out.product(wide, residual=x)
-        del wide
+        middle = self.out.product(wide, residual=self._wanted(x, pack))
+        del summed, wide
         normal = self._normalised(middle, self.middle_norm, self.gate_up)
         low_gate_up = self.gate_up.lower(normal, drops[2])
-        gate_up = self.gate_up.wide_output(len(x))
+        gate_up = self.gate_up.wide_output(len(middle))
         self.gate_up.product(normal, out=gate_up[:, : self.gate_up.outputs])
         del normal
-        activated = self.down.wide_input(len(x))
+        activated = self.down.wide_input(len(middle))
         swiglu(gate_up[:, : self.gate_up.outputs], activated[:, : self.down.columns])
         low = [low_qkv, low_out, low_gate_up, self.down.lower(activated, drops[3])]
         return Activations((query, key, value), attended, middle, gate_up, low), activated
@@ -101,11 +105,11 @@ class DecoderLayer:
     def backward(
         self, x: torch.Tensor, kept: Activations, pack: Pack, dy: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(gradient of x, gradients of `parameters`) from the output's gradient dy (T, width); uses up `kept`."""
-        drops, tokens = self._dropouts(pack), len(x)
+        """(gradient of x, gradients of `parameters`) from dy, the output's gradient; uses up `kept`."""
+        drops = self._dropouts(pack)
         low_qkv, low_out, low_gate_up, low_down = kept.low
 
-        wide = self.down.wide_output(tokens)
+        wide = self.down.wide_output(len(dy))
         copy(dy, wide[:, : self.down.outputs])
         activated = self.down.input_gradient(wide, drops[3])
         gate, up = torch.split(kept.gate_up[:, : self.gate_up.outputs], self.down.columns, dim=1)
@@ -114,19 +118,21 @@ class DecoderLayer:
         del activated, wide
 
         dnormal = self.gate_up.input_gradient(kept.gate_up, drops[2])
-        wide = self.out.wide_output(tokens)
+        wide = self.out.wide_output(len(dy))
         dmiddle = wide[:, : self.out.outputs]
         normal = rms_norm_backward(kept.middle, self.middle_norm.weight, self.eps, dnormal, dy, dmiddle)
         of_gate_up = self.gate_up.parameter_gradients(kept.gate_up, normal, low_gate_up, drops[2])
         del kept.gate_up, dnormal, normal, gate, up
 
         dattended = self.out.input_gradient(wide, drops[1])
-        of_out = self.out.parameter_gradients(wide, kept.attended.detach().flatten(1), low_out, drops[1])
+        summed = self._wanted(kept.attended.detach().flatten(1), pack)
+        of_out = self.out.parameter_gradients(wide, summed, low_out, drops[1])
+        dattended, dmiddle = (self._all(gradient, pack) for gradient in (dattended, dmiddle))
         of_heads = torch.autograd.grad(kept.attended, kept.heads, dattended.view(kept.attended.shape))
-        del dattended
+        del dattended, summed, wide
 
-        dqkv = self.qkv.wide_output(tokens)
-        query, key, value = self._split(dqkv[:, : self.qkv.outputs].view(tokens, -1, self.head_size))
+        dqkv = self.qkv.wide_output(len(x))
+        query, key, value = self._split(dqkv[:, : self.qkv.outputs].view(len(x), -1, self.head_size))
         rotate(of_heads[0], pack.cos, -pack.sin, query)
         rotate(of_heads[1], pack.cos, -pack.sin, key)
         copy(of_heads[2], value)
@@ -137,6 +143,16 @@ class DecoderLayer:
         normal = rms_norm_backward(x, self.norm.weight, self.eps, dnormal, dmiddle, dx)
         of_qkv = self.qkv.parameter_gradients(dqkv, normal, low_qkv, drops[0])
         return dx, [*of_qkv, *of_out, *of_gate_up, *of_down]
+
+    def _wanted(self, rows: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """Of the last layer's rows (T, ·) those whose outputs are wanted (n, ·); of another layer's all."""
+        return rows[pack.predicts] if self.last else rows
+
+    def _all(self, gradient: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """The gradient (T, ·) of `_wanted`'s input from that of its output."""
+        if not self.last:
+            return gradient
+        return gradient.new_zeros((len(pack.cos), gradient.shape[1])).index_copy_(0, pack.predicts, gradient)
 
     def _normalised(self, x: torch.Tensor, norm: Any, projection: Projection) -> torch.Tensor:
         """RMSNorm of x, with room for low: the wide input of `projection`."""

@@ -35,3 +35,24 @@ for name in workflow data train; do
     compile "$name"
 done
 compile cuda
+
+# What lm-evaluation-harness adds to train.txt. Three packages that it asks for have no wheel, and nothing that is used
+# here imports them: they are for its cache of answers and for some of the tasks that come with it.
+compile harness --constraint local.txt
+python - <<'PYTHON'
+import re
+from pathlib import Path
+
+LEFT_OUT = {"rouge-score", "sqlitedict", "word2number"}
+
+
+def entries(path):
+    """The entries of a list by name."""
+    found = re.findall(r"^(([\w.-]+)==.*\n(?:[ \t].*\n)*)", path.read_text(), re.MULTILINE)
+    return {name: text for text, name in found}
+
+
+harness = entries(Path("harness.txt"))
+added = [text for name, text in harness.items() if name not in LEFT_OUT | set(entries(Path("train.txt")))]
+Path("harness.txt").write_text("".join(added))
+PYTHON

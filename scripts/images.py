@@ -1,9 +1,10 @@
 """Build, check and enter the container images: `make images`, `make check-images`, `make shell STAGE=train`.
 
-    python scripts/images.py build                  both images, on the base of a container registry
+    python scripts/images.py build                  data and train, on the base of a container registry
+    python scripts/images.py build --harness        that of lm-evaluation-harness too
     python scripts/images.py build --base debian    on a Debian made here, where no registry is reached
     python scripts/images.py build --torch cpu      without CUDA: smaller, for machines without GPUs
-    python scripts/images.py check                  recompute the content digests of both images
+    python scripts/images.py check                  recompute the content digests of the images
     python scripts/images.py shell train            a shell in the container of a stage, as its jobs see it
 
 Needs Apptainer, and no root. Packages come from envs/ with their hashes, through pip with this machine's settings;
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="an image of a container registry, pinned in containers/*.def, or a Debian made here (default: registry)",
     )
     each.add_argument("--torch", choices=packages.TORCH, default="cuda", help="which build of torch (default: cuda)")
+    each.add_argument("--harness", action="store_true", help="also the image of lm-evaluation-harness")
     commands.add_parser("check", help="recompute their content digests", allow_abbrev=False)
     each = commands.add_parser("shell", help="a shell in a stage's container", allow_abbrev=False)
     each.add_argument("stage", help="a stage with a rule, such as train")
@@ -48,9 +50,10 @@ def main(args: argparse.Namespace) -> None:
     """Do what the sub-command says; raises CoraxError."""
     images = {name: REPOSITORY / names.image(REPOSITORY, name) for name in names.LOCKS}
     if args.command == "build":
-        _build({name: image for name, image in images.items() if not image.is_file()}, args.base, args.torch)
+        missing = {name: images[name] for name in names.wanted(args.harness) if not images[name].is_file()}
+        _build(missing, args.base, args.torch)
     elif args.command == "check":
-        _check(images)
+        _check({name: images[name] for name in names.wanted(images["harness"].is_file())})
     else:
         enter.shell(REPOSITORY, args.stage, args.configfile, args.profile)
 

@@ -15,10 +15,11 @@ from corax.settings.download import LocalSource
 
 
 def outside(settings: Config, repository: Path) -> list[str]:
-    """The folders that jobs read outside the working folder: the repository, local models, data and vocabularies."""
+    """The folders that jobs read outside the working folder: the repository, and those of the settings' local files."""
     sources = [*settings.models.values(), *(each.download for each in settings.datasets.values())]
     files = [Path(source.path) for source in sources if isinstance(source, LocalSource)]
     files += [vocabulary.path_of(each.detokenize.vocabulary) for each in settings.datasets.values()]
+    files += [Path(file) for run in settings.runs.values() for file in run.harness.tasks]
     folders = {repository, *(path.resolve().parent for path in files)}
     here = Path.cwd()
     return sorted(str(each) for each in folders if each != here and not {here, *folders} & set(each.parents))
@@ -26,9 +27,10 @@ def outside(settings: Config, repository: Path) -> list[str]:
 
 def shell(repository: Path, stage: str, configfile: Path, profile: Path) -> None:
     """Replace this process by a shell in the container of `stage`; raises CoraxError."""
-    image = repository / names.image(repository, _image_of(repository, stage))
+    name = _image_of(repository, stage)
+    image = repository / names.image(repository, name)
     if not image.is_file():
-        raise CoraxError(f"{image}: missing; build it with: make images")
+        raise CoraxError(f"{image}: missing; build it with: {names.command(name == 'harness')}")
     settings = config.check(config.read(configfile), str(configfile))
     os.environ["CORAX_BIND"] = ",".join(outside(settings, repository))
     # As Snakemake starts a job: its options reach a shell as they are, and containers/bin/apptainer adds the others.

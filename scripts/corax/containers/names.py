@@ -7,12 +7,26 @@ or lock is another image, and the rules that name it run again.
 import hashlib
 from pathlib import Path
 
-LOCKS = {"data": ("data.txt",), "train": ("train.txt", "cuda.txt")}
+LOCKS = {
+    "data": ("data.txt",),
+    "train": ("train.txt", "cuda.txt"),
+    "harness": ("train.txt", "harness.txt", "cuda.txt"),
+}
 """The images, and the lists in envs/ of the packages that each may install."""
 SHARED = ("containers/base.sh", "containers/install.sh", "scripts/corax/containers/digest.py")
 """What the recipes of all images share."""
 DIGITS = 12
 """Of the recipe's sha256, as many hexadecimal digits are in the file name."""
+
+
+def wanted(harness: bool) -> list[str]:
+    """The images that jobs need; that of lm-evaluation-harness only for those who use it."""
+    return [name for name in LOCKS if harness or name != "harness"]
+
+
+def command(harness: bool) -> str:
+    """What builds the images that are missing."""
+    return "make images HARNESS=1" if harness else "make images"
 
 
 def parts(repository: Path, name: str) -> list[Path]:

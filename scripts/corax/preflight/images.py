@@ -10,8 +10,8 @@ from corax.containers import names
 SECONDS = 3
 
 
-def problems(repository: Path) -> Iterator[str]:
-    """Apptainer that does not run, and images that are not there."""
+def problems(repository: Path, harness: bool) -> Iterator[str]:
+    """Apptainer that does not run, and images that are not there; that of the harness counts if it is used."""
     if shutil.which("apptainer") is None:
         yield "apptainer: not found; load its module, or ask for it"
     else:
@@ -21,7 +21,7 @@ def problems(repository: Path) -> Iterator[str]:
                 yield f"apptainer: does not run: {' '.join(result.stderr.split())}"
         except subprocess.TimeoutExpired:
             yield f"apptainer: no answer within {SECONDS} seconds"
-    for name in names.LOCKS:
+    for name in names.wanted(harness):
         image = repository / names.image(repository, name)
         if not image.is_file():
-            yield f"{image}: missing; run `make images`"
+            yield f"{image}: missing; run `{names.command(harness)}`"

@@ -67,7 +67,7 @@ class Decoder:
         missing = [request for request in requests if request.number not in done]
         length = max(len(request.ids) for request in requests) + settings.max_new_tokens
         if self.backend == "vllm":
-            yield from vllm.decode(self.folder, end_id, length, settings, missing, tick)
+            yield from vllm.decode(self.folder, self.dtype, end_id, length, settings, missing, tick)
             return
         model = load_plain(self.folder, self.dtype, self.device)
         if slots.supports(model.config) and not isinstance(model, PeftModel):

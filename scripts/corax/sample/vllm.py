@@ -6,6 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from corax.errors import CoraxError
 from corax.sample.choice import uniforms
 from corax.sample.requests import Request, Tick, longest_first
@@ -21,11 +23,17 @@ def installed() -> bool:
 
 
 def decode(
-    folder: Path, end_id: int, context: int, settings: SampleSettings, requests: Sequence[Request], tick: Tick
+    folder: Path,
+    dtype: torch.dtype,
+    end_id: int,
+    context: int,
+    settings: SampleSettings,
+    requests: Sequence[Request],
+    tick: Tick,
 ) -> Iterator[tuple[Request, list[int]]]:
     """Each request with its generated token ids; `context` is the longest prompt with its completion, in tokens.
 
-    Raises CoraxError if vLLM is not installed.
+    The model computes in `dtype`. Raises CoraxError if vLLM is not installed.
     """
     if not installed():
         raise CoraxError("sample.backend: vllm is not installed here, allowed: auto, transformers")
@@ -33,6 +41,7 @@ def decode(
 
     engine = vllm.LLM(
         model=str(folder),
+        dtype=str(dtype).removeprefix("torch."),
         max_model_len=context,
         max_num_seqs=settings.batch_size,
         seed=0,

@@ -3,12 +3,15 @@
     make bench-merge
     .venv/bin/python benchmarks/merge.py --gigabytes 16 --shard-gigabytes 5 --ranks 64 --turns 1 --name merge-16gb
 
-The second is for a GPU machine. Each way is a process of its own, which works by turns with a plain copy, so that
-what else the machine does disturbs both, and says wall-clock and CPU seconds (without imports) and its largest
-memory. Nothing is scored here: that is `score_seconds` in the manifest of a merged model.
+The second is for a GPU machine: it needs three times the model's size on the disk. Each way is a process of its own,
+which works by turns with a plain copy, so that what else the machine does disturbs both, and says wall-clock and CPU
+seconds (without imports and compilation) and its largest memory. Each way is one candidate, `both` is the two of
+`merge.base: best`, against two copies. Nothing is scored here: that is `score_seconds` in the manifest of a merged
+model. The result is written after every way, and after `--seconds` the rest is left out.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +37,8 @@ SHAPES = {
 """TinyLlama's and Llama-3-8B's; the first for models of less than LARGE bytes."""
 LARGE = 8e9
 NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+DIGEST = "8221473dc6e67018616af89224752624cce435f0e366b78eba4bc0f39b4f35a7"
+"""sha256 of what `compile_sums` makes, on every machine."""
 PRODUCT = (128, 4096)
 """Rows and columns of the product whose speed is measured."""
 
@@ -44,67 +50,102 @@ def main() -> None:
     parser.add_argument("--shard-gigabytes", type=float, default=0.75, help="size of a file (default: %(default)s)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64], help="of the adapter (default: 16 64)")
     parser.add_argument("--turns", type=int, default=3, help="times each way is taken (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=150, help="for all of it (default: %(default)s)")
     parser.add_argument("--name", default="merge", help="name of the result (default: %(default)s)")
     parser.add_argument("--child", nargs=2, metavar=("WORK", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(measure(WORKS[args.child[0]], Path(args.child[1]), args.turns)))
+        print(json.dumps(measure(args.child[0], Path(args.child[1]), args.turns)))
         return
-    with tempfile.TemporaryDirectory(prefix="corax-bench-") as folder:
-        model = make_model(Path(folder) / "model", args.gigabytes * 1e9, args.shard_gigabytes * 1e9)
-        write(args.name, rows(Path(folder), model, args.ranks, args.turns))
+    end = time.monotonic() + args.seconds
+    with tempfile.TemporaryDirectory(prefix="corax-bench-") as name:
+        folder = Path(name)
+        model = make_model(folder / "model", args.gigabytes * 1e9, args.shard_gigabytes * 1e9)
+        os.sync()
+        say(end, f"made {args.gigabytes} GB in {folder}")
+        files = [file.stat().st_size for file in model.glob("*.safetensors")]
+        result: list[Row] = []
+        for rank in args.ranks:
+            weights = make_adapter(folder, model, rank)
+            result += floor(rank, weights)
+            ways: dict[str, dict[str, Any]] = {}
+            for work in WORKS:
+                try:
+                    ways[work] = child(work, folder, args.turns, end - time.monotonic())
+                except subprocess.TimeoutExpired:
+                    say(end, f"r={rank}, {work}: no time left")
+                    continue
+                say(end, f"r={rank}, {work}: {ways[work]['seconds']:.2f} s, a copy {ways[work]['copy']:.2f} s")
+                write(args.name, [*result, *rows(rank, files, ways)])
+            result += rows(rank, files, ways)
 
 
-def rows(folder: Path, model: Path, ranks: list[int], turns: int) -> list[Row]:
-    """All figures."""
-    files = [file.stat().st_size for file in model.glob("*.safetensors")]
-    largest, what = max(files), f"{sum(files) / 1e9:.2f} GB in {len(files)} files"
+def say(end: float, text: str) -> None:
+    """A line of progress."""
+    print(f"{text}; {max(0, end - time.monotonic()):.0f} s left", file=sys.stderr, flush=True)
+
+
+def floor(rank: int, weights: int) -> list[Row]:
+    """What no way can save: the products."""
+    speed, cores = product_speed(rank), os.cpu_count() or 1
+    seconds = 2 * rank * weights / (speed * cores)
+    return [
+        Row(f"r={rank}: float32 product", speed / 1e9, "GFLOP/s", "one core"),
+        Row(f"r={rank}: all products, no other work", seconds, "s", f"all {cores} cores at that speed"),
+    ]
+
+
+def rows(rank: int, files: list[int], ways: dict[str, dict[str, Any]]) -> list[Row]:
+    """The figures of the ways that were measured."""
+    what, peft = f"{sum(files) / 1e9:.2f} GB in {len(files)} files", ways.get("peft")
     result = []
-    for rank in ranks:
-        weights = make_adapter(folder, model, rank)
-        speed = product_speed(rank)
-        floor = 2 * rank * weights / (speed * (os.cpu_count() or 1))
+    for name, found in ways.items():
+        prefix = f"r={rank}, {name}"
         result += [
-            Row(f"r={rank}: float32 product", speed / 1e9, "GFLOP/s", "one core"),
-            Row(f"r={rank}: all products, no other work", floor, "s", f"all {os.cpu_count()} cores at that speed"),
+            Row(f"{prefix}: time", found["seconds"], "s", what),
+            Row(f"{prefix}: a copy, by turns", found["copy"], "s", what),
+            Row(f"{prefix}: CPU time", found["cpu"], "s", f"the copy: {found['copy_cpu']:.2f} s"),
+            Row(f"{prefix}: CPU time", found["cpu"] / found["copy_cpu"], "times", "a copy of the files"),
+            Row(f"{prefix}: peak memory", found["peak"] / 1e9, "GB", what),
         ]
-        ways = {name: child(name, folder, turns) for name in WORKS}
-        for name, found in ways.items():
+        if name == "peft":
+            continue
+        copies = len(BASES[name])
+        ratio = found["seconds"] / found["copy"] / copies
+        against = "a copy of the files" if copies == 1 else f"{copies} copies of the files"
+        result += [
+            Row(f"{prefix}: compilation", found["first"], "s", "once in a process"),
+            Row(f"{prefix}: the same bytes", float(found["digest"] == DIGEST), "", "other machines", at_least=1),
+            Row(f"{prefix}: time", ratio, "times", against, at_most=1.5),
+            Row(f"{prefix}: peak memory", found["peak"] / max(files), "times", "the largest file", at_most=1.5),
+            Row(f"{prefix}: peak memory", (found["peak"] - found["start"]) / 1e6, "MB", "before the work"),
+        ]
+        if peft:
+            faster = peft["seconds"] / peft["copy"] / ratio / copies
             result += [
-                Row(f"r={rank}, {name}: time", found["seconds"], "s", what),
-                Row(f"r={rank}, {name}: a copy, by turns", found["copy"], "s", what),
-                Row(f"r={rank}, {name}: CPU time", found["cpu"], "s", f"the copy: {found['copy_cpu']:.2f} s"),
-                Row(f"r={rank}, {name}: peak memory", found["peak"] / 1e9, "GB", what),
-            ]
-        for name in ("original", "nf4"):
-            found, peft = ways[name], ways["peft"]
-            ratio = found["seconds"] / found["copy"]
-            result += [
-                Row(f"r={rank}, {name}: time", ratio, "times", "a copy of the files", at_most=1.5),
-                Row(f"r={rank}, {name}: time", peft["seconds"] / peft["copy"] / ratio, "times faster", "peft"),
-                Row(
-                    f"r={rank}, {name}: peak memory", found["peak"] / largest, "times", "the largest file", at_most=1.5
-                ),
-                Row(f"r={rank}, {name}: peak memory", (found["peak"] - found["start"]) / 1e6, "MB", "before the work"),
-                Row(f"r={rank}, {name}: peak memory", found["peak"] / peft["peak"], "times", "peft"),
+                Row(f"{prefix}: time", faster, "times faster", "peft"),
+                Row(f"{prefix}: peak memory", found["peak"] / peft["peak"], "times", "peft"),
             ]
     return result
 
 
-def child(work: str, folder: Path, turns: int) -> dict[str, float]:
-    """Measure one way in a process of its own."""
+def child(work: str, folder: Path, turns: int, seconds: float) -> dict[str, Any]:
+    """Measure one way in a process of its own; raises subprocess.TimeoutExpired after `seconds`."""
     command = [sys.executable, __file__, "--child", work, str(folder), f"--turns={turns}"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=max(0.0, seconds))
     if done.returncode:
         sys.exit(f"error: {work}: {done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def measure(work: Callable[[Path], Callable[[], None]], folder: Path, turns: int) -> dict[str, float]:
-    """Medians of wall-clock and CPU seconds of the work and of a copy; memory in bytes at the start and at most."""
-    ready = work(folder)
+def measure(name: str, folder: Path, turns: int) -> dict[str, Any]:
+    """Medians of wall-clock and CPU seconds of a way and of a copy; memory in bytes at the start and at most."""
+    ready = WORKS[name](folder)
+    began = time.perf_counter()
+    digest = compile_sums() if name in BASES else ""
+    first = time.perf_counter() - began
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak, which began as that of the parent process
     start = memory("VmRSS")
     seconds: dict[str, list[float]] = {name: [] for name in ("copy", "copy_cpu", "seconds", "cpu")}
@@ -115,10 +156,29 @@ def measure(work: Callable[[Path], Callable[[], None]], folder: Path, turns: int
             os.sync()
             began = time.perf_counter(), time.process_time()
             each()
-            for name, first, last in zip(names, began, (time.perf_counter(), time.process_time()), strict=True):
-                seconds[name].append(last - first)
+            for key, before, after in zip(names, began, (time.perf_counter(), time.process_time()), strict=True):
+                seconds[key].append(after - before)
     shutil.rmtree(folder / "made")
-    return {"start": start, "peak": memory("VmHWM"), **{name: median(values) for name, values in seconds.items()}}
+    medians = {key: median(values) for key, values in seconds.items()}
+    return {"start": start, "peak": memory("VmHWM"), "first": first, "digest": digest, **medians}
+
+
+def compile_sums() -> str:
+    """Merge a small weight onto both bases, so that all is compiled; the sha256 of the result."""
+    import torch
+
+    from corax.merge.four_bits import RoundTrip, largest_magnitudes
+    from corax.merge.sums import Product
+
+    def numbers(rows: int, columns: int) -> torch.Tensor:
+        """The same on every machine, unlike those of a random number generator."""
+        steps = torch.arange(rows * columns) * 2654435761 % 2**20 - 2**19
+        return (steps / 2**22).view(rows, columns)
+
+    bases = numbers(128, 704).bfloat16().repeat(2, 1, 1)
+    RoundTrip(largest_magnitudes(bases[1].flatten()), "nf4", True).apply(bases[1], 0)
+    Product.of(numbers(128, 64), numbers(64, 704), 0.3).add_to(bases, 0)
+    return hashlib.sha256(bases.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def memory(key: str) -> int:
@@ -133,21 +193,24 @@ def copy(folder: Path) -> None:
         shutil.copyfile(file, folder / "made" / file.name)
 
 
-def merge(folder: Path, onto: str) -> Callable[[], None]:
-    """What scripts/merge.py does to make one candidate."""
+def merge(folder: Path, names: Sequence[str]) -> Callable[[], None]:
+    """What scripts/merge.py does to make the candidates."""
     import torch
 
-    from corax import hardware
     from corax.merge.lora import read_adapter
     from corax.merge.quantisation import seen_in_training
     from corax.merge.weights import write_merged
 
-    model, adapter, device = folder / "model", folder / "adapter", hardware.device()
+    model, adapter = folder / "model", folder / "adapter"
 
     def work() -> None:
-        seen = seen_in_training(model, NF4, torch.bfloat16, device) if onto == "nf4" else None
+        outputs = {}
+        for name in names:
+            made = folder / "made" / name
+            made.mkdir()
+            outputs[made] = seen_in_training(model, NF4, torch.bfloat16) if name == "nf4" else {}
         lora, factors = adapter / "adapter_model.safetensors", read_adapter(model, adapter)
-        write_merged(model, lora, factors, folder / "made", os.cpu_count() or 1, device, seen)
+        write_merged(model, lora, factors, outputs, len(os.sched_getaffinity(0)))
 
     return work
 
@@ -165,9 +228,10 @@ def merge_peft(folder: Path) -> Callable[[], None]:
     return work
 
 
+BASES = {"original": ["original"], "nf4": ["nf4"], "both": ["original", "nf4"]}
+"""What is added onto; a model for each."""
 WORKS: dict[str, Callable[[Path], Callable[[], None]]] = {
-    "original": lambda folder: merge(folder, "original"),
-    "nf4": lambda folder: merge(folder, "nf4"),
+    **{name: partial(merge, names=names) for name, names in BASES.items()},
     "peft": merge_peft,
 }
 

@@ -18,7 +18,7 @@ rule merge:
     resources:
         nodes=1,
         gpu=gpu,
-        mem_mb=more_on_retry(8000),
+        mem_mb=merging_mb,
         runtime=60,
     params:
         model=subpath(input.model, parent=True),

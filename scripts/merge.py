@@ -69,19 +69,22 @@ def main(args: argparse.Namespace) -> None:
     with Artifact(args.output, stage="merge", inputs=inputs, settings={"merge": settings}) as artifact:
         began = time.monotonic()
         candidates = {name: artifact.path / f".{name}" for name in names}
+        seen = {}
         for name, folder in candidates.items():
             copy_all_but_weights(base, folder)
             write_generation(folder, shards.facts["template"])
-            seen = seen_in_training(args.model, train, trained_in(adapter, dtype), device) if name == "nf4" else None
-            if method == "full":
-                write_weights(args.adapter, folder)
-            elif method not in MERGED:
-                write_beside(args.model, args.adapter, method, folder, dtype, device)
-            elif is_plain(args.adapter):
-                lora, factors = args.adapter / "adapter_model.safetensors", read_adapter(args.model, args.adapter)
-                write_merged(args.model, lora, factors, folder, settings.threads, device, seen)
-            else:
-                write_changed(args.model, read_changes(args.model, args.adapter), folder, seen)
+            seen[folder] = seen_in_training(args.model, train, trained_in(adapter, dtype)) if name == "nf4" else {}
+        if method in MERGED and is_plain(args.adapter):
+            lora, factors = args.adapter / "adapter_model.safetensors", read_adapter(args.model, args.adapter)
+            write_merged(args.model, lora, factors, seen, settings.threads)
+        else:
+            for folder in candidates.values():
+                if method == "full":
+                    write_weights(args.adapter, folder)
+                elif method in MERGED:
+                    write_changed(args.model, read_changes(args.model, args.adapter), folder, seen[folder])
+                else:
+                    write_beside(args.model, args.adapter, method, folder, dtype, device)
         merged = time.monotonic()
         scored_on = scoring_device(args.model, device)
         dtype = hardware.compute_dtype(scored_on)

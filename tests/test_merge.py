@@ -1,8 +1,11 @@
 """The merge stage: an adapter made with peft on a tiny real model."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -237,7 +240,7 @@ def test_matrix_with_more_rows_than_are_added_at_a_time(tmp_path: Path) -> None:
     save_file({"w": weight, "other": other}, tmp_path / "model" / "model.safetensors")
     save_file({"a": a, "b": b}, tmp_path / "lora.safetensors")
     factors = {"w": Factors("a", "b", 0.5)}
-    write_merged(tmp_path / "model", tmp_path / "lora.safetensors", factors, tmp_path / "made", 2, CPU)
+    write_merged(tmp_path / "model", tmp_path / "lora.safetensors", factors, {tmp_path / "made": {}}, 2)
     found = load_file(tmp_path / "made" / "model.safetensors")
     torch.testing.assert_close(found["w"], weight + 0.5 * b @ a)
     assert torch.equal(found["other"], other)
@@ -261,11 +264,11 @@ def test_memory_does_not_grow_with_the_model(base: str, tmp_path: Path, monkeypa
     del weights, lora
     monkeypatch.setattr("corax.merge.quantisation.quantised_weights", lambda model: ["changed"])
     train = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    seen = seen_in_training(tmp_path / "model", train, torch.bfloat16, CPU) if base == "nf4" else None
+    seen = seen_in_training(tmp_path / "model", train, torch.bfloat16) if base == "nf4" else {}
     factors = {"changed": Factors("a", "b", 1.0)}
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
-    write_merged(tmp_path / "model", tmp_path / "lora.safetensors", factors, tmp_path / "made", 2, CPU, seen)
+    write_merged(tmp_path / "model", tmp_path / "lora.safetensors", factors, {tmp_path / "made": seen}, 2)
     assert resident("VmHWM") - before < 100e6
     with safe_open(tmp_path / "made" / "model.safetensors", "pt") as file:
         assert torch.equal(file.get_slice("changed")[-3:], torch.full((3, 2**13), 3, dtype=torch.bfloat16))
@@ -400,6 +403,22 @@ def test_tokens_of_another_tokenizer(folder: Path, tmp_path: Path, tokens: Calla
     other = tokens(tiny.model_folder(tmp_path / "other", "plain"))
     with pytest.raises(CoraxError, match="not the tokenizer that"):
         run(folder / "model", folder / "adapter", other, tmp_path / "merged")
+
+
+@pytest.mark.workflow
+def test_the_job_asks_for_memory_by_the_size_of_the_model(tmp_path: Path) -> None:
+    def asked() -> list[str]:
+        files = ["-s", stages.REPOSITORY / "Snakefile", "--configfile", stages.REPOSITORY / "config.yaml"]
+        target = ["--directory", tmp_path, "-n", "results/runs/demo/merged/manifest.json"]
+        command = [sys.executable, "-m", "snakemake", *map(str, files + target)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True)
+        return re.findall(r"rule merge:\n(?:    .*\n)*?.*mem_mb=([^,]+)", output.stdout + output.stderr)
+
+    assert asked() == ["<TBD>"]
+    with Artifact(tmp_path / "results" / "models" / "smollm2-135m", stage="download") as artifact:
+        (artifact.path / "model.safetensors").touch()
+        os.truncate(artifact.path / "model.safetensors", 10**9)
+    assert asked() == ["10000"]  # on a CPU: 6 GB, and four times the files
 
 
 def test_a_linear_layer_that_is_not_stored_as_such_cannot_go_through_four_bits(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,8 @@ SCRIPT = Path(sys.argv[0]).resolve()
 """The running program; found before anything changes the working directory."""
 IMAGE = Path("/opt/corax/image.json")
 """Inside a container: its image's file name, base and content digest, written when it was built."""
+HASHED_TOGETHER = 4
+"""Files of an artifact whose sha256 is computed at the same time: one core does about 2 GB/s."""
 FILE_MODE = 0o644
 """Colleagues may read: safetensors would write files for their owner alone."""
 RECORDED_PACKAGES = (
@@ -222,10 +225,12 @@ class Artifact:
         _fsync(self.final.parent)
 
     def _content(self) -> dict[str, Any]:
-        files = {
-            str(path.relative_to(self._folder)): {"sha256": sha256(path), "size": path.stat().st_size}
-            for path in _files(self._folder)
-        }
+        paths = _files(self._folder)
+        with ThreadPoolExecutor(HASHED_TOGETHER) as pool:
+            files = {
+                str(path.relative_to(self._folder)): {"sha256": digest, "size": path.stat().st_size}
+                for path, digest in zip(paths, pool.map(sha256, paths), strict=True)
+            }
         if not files or (self.file and list(files) != [self.final.name]):
             raise CoraxError(f"{self.final}: the stage {self.stage} wrote {', '.join(files) or 'no file'}")
         return {

@@ -1,14 +1,8 @@
-"""Streaming: threads read pieces of a file and change them, the caller's thread writes them in order.
-
-Memory holds a few pieces, whatever the size of the file, and reading, computing and writing overlap. There is one
-writer, since threads that write to one file wait for each other in the kernel (Linux locks the inode).
-"""
+"""Reading and writing pieces of files from several threads."""
 
 import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -16,30 +10,13 @@ import torch
 
 from corax.errors import CoraxError
 
-WAITING = 2
-"""Pieces for each thread that are being changed or wait for the writer."""
 
+class Output:
+    """A file that several threads write to, one at a time: the kernel would let them spin for its lock on the file."""
 
-@dataclass(frozen=True)
-class Buffer:
-    """Memory of one piece: its bytes, and float32 numbers on the computing device to sum in."""
-
-    stored: torch.Tensor
-    sums: torch.Tensor
-
-
-class Pipeline:
-    """`threads` threads that make pieces of at most `size` bytes and `numbers` numbers, with sums on `device`."""
-
-    def __init__(self, threads: int, size: int, numbers: int, device: torch.device) -> None:
-        # One thread a piece: within a product, the order of additions could depend on the number of threads.
-        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        pinned = device.type == "cuda"
-        self._free = [
-            Buffer(torch.empty(size, dtype=torch.uint8, pin_memory=pinned), torch.empty(numbers, device=device))
-            for _ in range(WAITING * threads + 1)
-        ]
-        self._waiting: deque[tuple[Future[torch.Tensor], Buffer]] = deque()
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -47,31 +24,27 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.pool.shutdown(cancel_futures=True)
+        self._file.close()
 
-    def put(self, file: BinaryIO, make: Callable[[Buffer], torch.Tensor]) -> None:
-        """Let a thread make the next piece of `file`: bytes, in the memory of the buffer that it gets."""
-        if not self._free:
-            self._write_oldest(file)
-        buffer = self._free.pop()
-        self._waiting.append((self.pool.submit(make, buffer), buffer))
-
-    def finish(self, file: BinaryIO) -> None:
-        """Write what is still waiting."""
-        while self._waiting:
-            self._write_oldest(file)
-
-    def _write_oldest(self, file: BinaryIO) -> None:
-        piece, buffer = self._waiting.popleft()
-        file.write(piece.result().numpy().data)
-        self._free.append(buffer)
+    def write_at(self, start: int, data: bytes | memoryview) -> None:
+        """Write `data` from byte `start` on."""
+        rest = memoryview(data)
+        with self._lock:
+            while rest:
+                count = os.pwrite(self._file.fileno(), rest, start)
+                rest, start = rest[count:], start + count
 
 
 def read_at(file: BinaryIO, start: int, into: torch.Tensor) -> None:
-    """Fill `into` with the bytes of `file` from `start` on; several threads may read one file."""
-    rest = into.view(-1).view(torch.uint8).numpy().data
+    """Fill `into` with the bytes of `file` from `start` on."""
+    rest = as_bytes(into)
     while rest:
         count = os.preadv(file.fileno(), [rest], start)
         if not count:
             raise CoraxError(f"{file.name}: ends early, at byte {start}")
         rest, start = rest[count:], start + count
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a tensor on the CPU."""
+    return tensor.view(-1).view(torch.uint8).numpy().data

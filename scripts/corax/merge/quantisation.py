@@ -39,39 +39,34 @@ def quantised_weights(model: Path) -> list[str]:
 
 
 def seen_in_training(
-    model: Path, train: Mapping[str, Any], compute_dtype: torch.dtype, device: torch.device
+    model: Path, train: Mapping[str, Any], compute_dtype: torch.dtype
 ) -> dict[str, Callable[[Stored], Base]]:
     """For each quantised weight of the folder `model` the function that gives what training multiplied with.
 
     `train` is the `train` section of the adapter's settings, `compute_dtype` the type that training loaded the base
-    in: weights are rounded to it before and after they go through 4 bits. On a GPU bitsandbytes' kernels do it.
+    in: weights are rounded to it before and after they go through 4 bits.
     """
     quant_type, double = str(train["bnb_4bit_quant_type"]), bool(train["bnb_4bit_use_double_quant"])
 
-    def rows(weight: Stored) -> Base:
+    def by_rows(weight: Stored) -> Base:
         round_trip = RoundTrip(_largest(weight, compute_dtype), quant_type, double)
-        columns = weight.shape[1]
 
-        def write(stored: torch.Tensor, first: int, values: torch.Tensor) -> None:
-            values.copy_(stored.to(compute_dtype))
-            round_trip.apply(values, first * columns)
+        def base(stored: torch.Tensor, first: int) -> torch.Tensor:
+            rows = stored.to(compute_dtype)
+            round_trip.apply(rows, first * weight.shape[1])
+            return rows
 
-        return write
+        return base
 
     def whole(weight: Stored) -> Base:
-        loaded = read_tensor(weight).to(device, compute_dtype)
-        packed, state = bnb.quantize_4bit(loaded, compress_statistics=double, quant_type=quant_type)
-        del loaded
+        packed, state = bnb.quantize_4bit(
+            read_tensor(weight).to(compute_dtype), compress_statistics=double, quant_type=quant_type
+        )
         unpacked = bnb.dequantize_4bit(packed, state)
-
-        def write(stored: torch.Tensor, first: int, values: torch.Tensor) -> None:
-            values.copy_(unpacked[first : first + len(values)])
-
-        return write
+        return lambda stored, first: unpacked[first : first + len(stored)]
 
     def base(weight: Stored) -> Base:
-        by_rows = device.type == "cpu" and math.prod(weight.shape) % BLOCK == 0
-        return rows(weight) if by_rows else whole(weight)
+        return by_rows(weight) if math.prod(weight.shape) % BLOCK == 0 else whole(weight)
 
     return dict.fromkeys(quantised_weights(model), base)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from corax.evaluation import Score, release, sample_tensors, score_logits, target_logits
+from corax.merge.memory import ROOM, fits
 from corax.model import load_plain, load_trained
 from corax.progress import Progress
 from corax.tokens import TokenShards
@@ -21,9 +22,6 @@ DIGITS = 6
 """Significant digits of a reported figure."""
 POSITIONS = 64
 """Positions whose logits are compared at a time, in float64."""
-ROOM = 1.5
-"""Free memory that a comparison takes of a GPU, in multiples of the weights' files: a merged model, the 4-bit base, and
-what they compute."""
 
 log = logging.getLogger("corax")
 
@@ -32,10 +30,11 @@ def scoring_device(model: Path, device: torch.device) -> torch.device:
     """`device`, or the CPU where it is a GPU without the memory to compare models such as the one in `model`."""
     if device.type == "cpu":
         return device
-    needed = ROOM * sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    files = [file.stat().st_size for file in model.glob("*.safetensors")]
     free = torch.cuda.mem_get_info(device)[0]
-    if needed <= free:
+    if fits(files, free):
         return device
+    needed = ROOM * sum(files)
     log.info("the comparison needs %.1f GB, the GPU has %.1f GB: it is made on the CPU", needed / 1e9, free / 1e9)
     return torch.device("cpu")
 

@@ -50,10 +50,9 @@ def _check_complete(tensors: Mapping[str, torch.Tensor], use_dora: bool, file: P
 
 
 def write_changed(
-    model: Path, changes: Mapping[str, Change], output: Path, seen: Mapping[str, Callable[[Stored], Base]] | None
+    model: Path, changes: Mapping[str, Change], output: Path, seen: Mapping[str, Callable[[Stored], Base]]
 ) -> None:
     """Write the weights of `model`, changed in float32 and rounded once, to `output`; `seen` as in `write_merged`."""
-    seen = seen or {}
     files = sorted(model.glob("*.safetensors"))
     with Progress(f"merge {output.name.removeprefix('.')}", total=len(files), unit="file") as progress:
         for file in files:
@@ -62,9 +61,8 @@ def write_changed(
             tensors, headers = load_file(file), read_header(file)
             for name, tensor in tensors.items():
                 if name in changes or name in seen:
-                    values = tensor.float()
-                    if name in seen:
-                        seen[name](headers[name])(tensor, 0, values)
+                    base = seen[name](headers[name])(tensor, 0) if name in seen else tensor
+                    values = base.float()
                     values = changes[name](values) if name in changes else values
                     if values.shape != tensor.shape:
                         raise CoraxError(

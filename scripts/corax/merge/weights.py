@@ -1,17 +1,18 @@
 """Writing merged weights: base + scale · B·A, summed in float32 and rounded once to the type of the base.
 
-A merged model has the same tensors, shapes and types as its base, so every safetensors file keeps its header
-and its layout: `pieces` streams the rest from one file to the other. Where rows are cut depends on the shape of
-a tensor alone, so the bytes do not depend on the number of threads.
+A merged model has the same tensors, shapes and types as its base, so every safetensors file keeps its header and its
+layout. Threads take a piece each: read it, change it while it is in the processor's cache, and write it to its place.
+So memory holds a few pieces, whatever the model's size. Several bases are read, and multiplied for, once.
 """
 
 import json
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,20 +20,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from corax.errors import CoraxError
-from corax.merge.pieces import Buffer, Pipeline, read_at
+from corax.merge.pieces import Output, as_bytes, read_at
+from corax.merge.sums import ROWS, Product
 from corax.progress import Progress
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights that can be changed, by their safetensors names."""
 PIECE = 2**19
-"""Numbers that a thread changes at a time; in float32 they fit a processor's cache."""
-GPU_PIECE = 2**22
-"""The same on a GPU, where each piece costs a wait."""
+"""Numbers that a thread changes at a time."""
 WHOLE_BLOCKS = 64
 """Pieces hold a multiple of so many numbers: blocks that 4 bits share are not cut."""
+WAITING = 4
+"""Pieces for each thread that are under way or wait."""
 
-Base = Callable[[torch.Tensor, int, torch.Tensor], None]
-"""(stored rows of a weight, number of the first, where their values in training go: float32, of the same shape)"""
+Base = Callable[[torch.Tensor, int], torch.Tensor]
+"""From stored rows of a weight and the number of the first to these rows as training saw them; may overwrite them."""
 
 
 @dataclass(frozen=True)
@@ -98,121 +100,153 @@ def write_merged(
     model: Path,
     lora: Path,
     factors: Mapping[str, Factors],
-    output: Path,
+    outputs: Mapping[Path, Mapping[str, Callable[[Stored], Base]]],
     threads: int,
-    device: torch.device,
-    seen: Mapping[str, Callable[[Stored], Base]] | None = None,
 ) -> None:
-    """Write the weights of the folder `model`, plus the product of each pair of `factors`, to the folder `output`.
+    """Write the weights of the folder `model`, plus the product of each pair of `factors`, to each folder of `outputs`.
 
-    The factors lie in the file `lora`. `seen` maps names of weights to what the product is added to instead. Sums are
-    made on `device`. Raises CoraxError if a changed weight has no type of `DTYPES` or is not finite.
+    The factors lie in the file `lora`. With a folder come, by name, the weights whose product is added to another base
+    than what is stored. Raises CoraxError if a changed weight has no type of `DTYPES` or is not finite.
     """
-    seen = seen or {}
     files = {
         file: sorted(read_header(file).values(), key=lambda tensor: tensor.start)
         for file in sorted(model.glob("*.safetensors"))
     }
     tensors = [tensor for stored in files.values() for tensor in stored]
-    changed = [tensor for tensor in tensors if tensor.name in factors or tensor.name in seen]
+    changing = {*factors}.union(*outputs.values())
+    changed = [tensor for tensor in tensors if tensor.name in changing]
     adapter = read_header(lora)
-    piece = PIECE if device.type == "cpu" else GPU_PIECE
-    numbers = max([piece, *(_rows(tensor, piece) * tensor.shape[1] for tensor in changed)])
+    buffer = Buffer(4 * len(outputs) * max([PIECE, *(_rows(tensor) * tensor.shape[1] for tensor in changed)]))
 
     def prepare(tensor: Stored) -> Change:
-        pair = factors.get(tensor.name)
-        a, b = (read_tensor(adapter[name]).to(device).float() for name in (pair.a, pair.b)) if pair else (None, None)
-        base = seen[tensor.name](tensor) if tensor.name in seen else None
-        return Change(tensor, base, a, b, pair.scale if pair else 0.0, lora)
+        bases = [seen[tensor.name](tensor) if tensor.name in seen else None for seen in outputs.values()]
+        if tensor.name not in factors:
+            return Change(tensor, bases, None, lora)
+        pair = factors[tensor.name]
+        b, a = (read_tensor(adapter[name]) for name in (pair.b, pair.a))
+        return Change(tensor, bases, Product.of(b, a, pair.scale), lora)
 
-    with (
-        Progress(f"merge {output.name.removeprefix('.')}", total=len(tensors), unit="tensor") as progress,
-        Pipeline(threads, 4 * numbers, numbers, device) as pipeline,
-    ):
-        changes = _ahead(pipeline.pool, prepare, changed)
-        for file, stored in files.items():
-            with file.open("rb") as source, (output / file.name).open("wb") as made:
-                made.write(source.read(stored[0].start if stored else None))
-                for tensor in stored:
-                    change = next(changes) if tensor.name in factors or tensor.name in seen else None
-                    for make in _pieces(source, tensor, change, piece):
-                        pipeline.put(made, make)
-                    progress.advance()
-                pipeline.finish(made)
+    with ExitStack() as stack, Progress("merge", total=len(tensors), unit="tensor") as progress:
+        streams = [
+            Stream(
+                stack.enter_context(file.open("rb")),
+                [stack.enter_context(Output(folder / file.name)) for folder in outputs],
+                buffer,
+            )
+            for file in files
+        ]
+        # These threads are all that compute: torch starts none of its own in them.
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        changes = _ahead(pool, prepare, changed, threads)
+        running: deque[Future[None]] = deque()
+        for stream, stored in zip(streams, files.values(), strict=True):
+            stream.copy_header(stored)
+            for tensor in stored:
+                for work in stream.pieces(tensor, next(changes) if tensor.name in changing else None):
+                    running.append(pool.submit(*work))
+                    if len(running) > WAITING * threads:
+                        running.popleft().result()
+                progress.advance()
+        for piece in running:
+            piece.result()
+
+
+class Buffer(threading.local):
+    """Memory of a thread for a piece of each output."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = torch.empty(size, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a weight: `base` gives what to add to, if not the stored numbers; no A and B: nothing."""
+    """What becomes of a weight: the product is added to each of `bases`, None for what is stored."""
 
     tensor: Stored
-    base: Base | None
-    a: torch.Tensor | None
-    b: torch.Tensor | None
-    scale: float
+    bases: list[Base | None]
+    product: Product | None
     lora: Path
 
-    def apply(self, stored: torch.Tensor, first: int, sums: torch.Tensor) -> None:
-        """Replace `stored`, the weight's rows from number `first` on; `sums` is float32, of their shape."""
-        if self.base is None:
-            sums.copy_(stored, non_blocking=True)
+    def apply(self, copies: torch.Tensor, first: int) -> None:
+        """Replace `copies` (bases × rows × columns) of the stored rows from number `first` on."""
+        bases = [base(rows, first) if base else rows for rows, base in zip(copies, self.bases, strict=True)]
+        if all(base.dtype == copies.dtype == torch.bfloat16 for base in bases):
+            for rows, base in zip(copies, bases, strict=True):
+                if base.data_ptr() != rows.data_ptr():
+                    rows.copy_(base)
+            finite = self._add(copies, first)
         else:
-            self.base(stored, first, sums)
-        if self.a is not None and self.b is not None:
-            sums.addmm_(self.b[first : first + len(sums)], self.a, alpha=self.scale)
-        lowest, highest = torch.aminmax(sums)
-        stored.copy_(sums, non_blocking=True)
-        limit = torch.finfo(stored.dtype).max
-        # On a GPU reading these two numbers waits for all that was asked for before.
-        if not (-limit <= float(lowest) and float(highest) <= limit):
+            sums = torch.stack([base.float() for base in bases])
+            self._add(sums, first)
+            finite = bool(copies.copy_(sums).isfinite().all())
+        if not finite:
             raise CoraxError(f"{self.lora}: {self.tensor.name} is not finite once the adapter is added")
 
+    def _add(self, bases: torch.Tensor, first: int) -> bool:
+        return self.product.add_to(bases, first) if self.product else bool(bases.isfinite().all())
 
-def _rows(tensor: Stored, piece: int) -> int:
-    """Rows of a weight to change at a time: about `piece` numbers, a multiple of WHOLE_BLOCKS."""
+
+def _rows(tensor: Stored) -> int:
+    """Rows of a weight to change at a time: about PIECE numbers, whole blocks and steps of a product."""
     columns = tensor.shape[1]
-    unit = WHOLE_BLOCKS // math.gcd(WHOLE_BLOCKS, columns)
-    return min(tensor.shape[0], max(unit, piece // columns // unit * unit))
+    unit = max(ROWS, WHOLE_BLOCKS // math.gcd(WHOLE_BLOCKS, columns))
+    return min(tensor.shape[0], max(unit, PIECE // columns // unit * unit))
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[Stored], Change], tensors: list[Stored]
+    pool: ThreadPoolExecutor, prepare: Callable[[Stored], Change], tensors: list[Stored], count: int
 ) -> Iterator[Future[Change]]:
-    """The change of each tensor, the next one begun before it is taken: so threads hardly wait for one."""
+    """The change of each tensor, those of the next `count` begun before it is taken: so threads hardly wait for one."""
     waiting: deque[Future[Change]] = deque()
     for tensor in tensors:
         waiting.append(pool.submit(prepare, tensor))
-        if len(waiting) > 1:
+        if len(waiting) > count:
             yield waiting.popleft()
     yield from waiting
 
 
-def _pieces(
-    file: BinaryIO, tensor: Stored, change: Future[Change] | None, piece: int
-) -> Iterator[Callable[[Buffer], torch.Tensor]]:
-    """How threads make the pieces of a tensor in `file`, in order."""
-    if change is None:
-        for first in range(0, tensor.size, 4 * piece):
-            yield partial(_copy, file, tensor.start + first, min(4 * piece, tensor.size - first))
-    else:
-        step = _rows(tensor, piece)
-        for first in range(0, tensor.shape[0], step):
-            yield partial(_change, file, change, first, min(step, tensor.shape[0] - first))
+@dataclass(frozen=True)
+class Stream:
+    """A file of the base and what is made of it, one for each base."""
 
+    source: BinaryIO
+    made: list[Output]
+    buffer: Buffer
 
-def _copy(file: BinaryIO, start: int, size: int, buffer: Buffer) -> torch.Tensor:
-    """Bytes that stay as they are."""
-    piece = buffer.stored[:size]
-    read_at(file, start, piece)
-    return piece
+    def copy_header(self, stored: list[Stored]) -> None:
+        """Copy what comes before the tensors."""
+        header = self.source.read(stored[0].start if stored else -1)
+        for output in self.made:
+            output.write_at(0, header)
 
+    def pieces(self, tensor: Stored, change: Future[Change] | None) -> Iterator[tuple[Any, ...]]:
+        """What threads do for the pieces of a tensor, in order."""
+        if change is None:
+            size = PIECE * 4
+            for first in range(0, tensor.size, size):
+                yield self.copy, tensor.start + first, min(size, tensor.size - first)
+        else:
+            step = _rows(tensor)
+            for first in range(0, tensor.shape[0], step):
+                yield self.change, change, first, min(step, tensor.shape[0] - first)
 
-def _change(file: BinaryIO, change: Future[Change], first: int, count: int, buffer: Buffer) -> torch.Tensor:
-    """The `count` rows from `first` on of a changed weight."""
-    ready = change.result()
-    tensor, columns = ready.tensor, ready.tensor.shape[1]
-    dtype, numbers = tensor.torch_dtype, count * columns
-    piece = buffer.stored[: numbers * dtype.itemsize]
-    read_at(file, tensor.start + first * columns * dtype.itemsize, piece)
-    ready.apply(piece.view(dtype).view(count, columns), first, buffer.sums[:numbers].view(count, columns))
-    return piece
+    def copy(self, start: int, size: int) -> None:
+        """Bytes that stay as they are."""
+        piece = self.buffer.bytes[:size]
+        read_at(self.source, start, piece)
+        for output in self.made:
+            output.write_at(start, as_bytes(piece))
+
+    def change(self, change: Future[Change], first: int, count: int) -> None:
+        """The `count` rows from `first` on of a changed weight."""
+        ready = change.result()
+        tensor, columns = ready.tensor, ready.tensor.shape[1]
+        dtype, numbers = tensor.torch_dtype, count * columns
+        start, size = tensor.start + first * columns * dtype.itemsize, numbers * dtype.itemsize
+        copies = self.buffer.bytes[: len(self.made) * size].view(dtype).view(-1, count, columns)
+        read_at(self.source, start, copies[0])
+        copies[1:] = copies[0]
+        ready.apply(copies, first)
+        for output, piece in zip(self.made, copies, strict=True):
+            output.write_at(start, as_bytes(piece))

@@ -4,7 +4,8 @@
 
 Shows what was trained on what and with which outcome, the runs side by side, for each run its learning curve,
 classes, samples, plan and settings, and the provenance of every artifact. The page needs no other file and no
-network. Reads plan/, adapter/, merged/, samples.parquet and evaluation.json of each run, and all their manifests.
+network. Reads plan/, adapter/, merged/, samples.parquet, evaluation.json and, where there is one, harness.json of each
+run, and all their manifests.
 """
 
 import argparse

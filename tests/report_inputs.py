@@ -25,6 +25,7 @@ from corax.settings.merge import MergeSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings
+from corax.settings.tuning import TuningSettings
 
 DATA = Path(__file__).parent / "data" / "quantum"
 MODEL = Path("results/models/smollm2-135m")
@@ -46,10 +47,11 @@ def write_run(name: str = "demo", *, rank: int = 16, completion: str | None = No
     lora = LoraSettings(r=rank)
     _plan(run / "plan", PlanSettings(max_length=512, packs_per_step=1, max_steps=STEPS), lora)
     inputs = [MODEL, run / "plan", TOKENS]
-    settings = {"lora": lora, "train": TrainSettings(learning_rate=1e-3)}
+    settings = {"lora": lora, "tuning": TuningSettings(), "train": TrainSettings(learning_rate=1e-3)}
     with Artifact(run / "adapter", stage="train", inputs=inputs, settings=settings) as artifact:
         (artifact.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
-        artifact.measured(device="cpu", ranks=1, tokens_per_second=70.4, train_seconds=seconds)
+        artifact.note(**adapter_facts())
+        artifact.measured(device="cpu", ranks=1, segments=1, tokens_per_second=70.4, train_seconds=seconds)
     near = {"original": {"loss": 0.3952, "kl": 0.0221}, "nf4": {"loss": 0.3871, "kl": 4.2e-06}}
     scores = {"samples": 8, "target_tokens": 2160, "trained": {"loss": 0.387}, **near}
     settings = {"merge": MergeSettings()}
@@ -61,6 +63,8 @@ def write_run(name: str = "demo", *, rank: int = 16, completion: str | None = No
     path = run / "samples.parquet"
     with Artifact(path, stage="sample", inputs=[run / "merged"], settings=settings_of_sample, file=True) as artifact:
         parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), artifact.path)
+        artifact.note(samples=len(rows), tokens=sum(row["tokens"] for row in rows))
+        artifact.measured(tokens_per_second=17.6)
     inputs = [MODEL, run / "merged", path, TOKENS]
     path = run / "evaluation.json"
     with Artifact(
@@ -68,6 +72,11 @@ def write_run(name: str = "demo", *, rank: int = 16, completion: str | None = No
     ) as artifact:
         artifact.path.write_text(json.dumps(evaluation()))
     return run
+
+
+def adapter_facts(loss: float = 0.3912) -> dict[str, Any]:
+    """An adapter of the second of three validations."""
+    return {"written_step": 40, "validation_loss": loss, "trainable_parameters": 4_884_480, "stopped": None}
 
 
 def metrics() -> list[dict[str, Any]]:
@@ -90,6 +99,8 @@ SCHEMA = pa.schema(
         *[(name, pa.string()) for name in ("kind", "name", "prompt", "reference", "completion")],
         ("tokens", pa.int32()),
         ("finish_reason", pa.string()),
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
     ]
 )
 
@@ -104,7 +115,8 @@ def samples() -> list[dict[str, Any]]:
         row = {"sample": number, "kind": kind, "name": name, "prompt": "|".join(pair["states"])}
         reference = pair["program"] if kind == "held-out" else None
         completion = pair["program"] if number % 7 else "e(+0+0*N,+1+"
-        result.append({**row, "reference": reference, "completion": completion, "tokens": 311, "finish_reason": "end"})
+        drawn = {"tokens": 311, "finish_reason": "end", "temperature": 0.6 if number % 5 else 0.2, "top_p": 0.95}
+        result.append({**row, "reference": reference, "completion": completion, **drawn})
     return result
 
 
@@ -184,6 +196,32 @@ def evaluation() -> dict[str, Any]:
     }
 
 
+def harness() -> dict[str, Any]:
+    """harness.json with two tasks, one metric without a standard error."""
+    accuracy = {
+        "name": "acc",
+        "filter": "none",
+        "higher_is_better": True,
+        "base": {"value": 0.41, "stderr": 0.0492},
+        "tuned": {"value": 0.53, "stderr": 0.0499},
+        "difference": {"value": 0.12, "interval": [0.02, 0.22]},
+    }
+    perplexity = {
+        "name": "word_perplexity",
+        "filter": "none",
+        "higher_is_better": False,
+        "base": {"value": 21.5, "stderr": None},
+        "tuned": {"value": 19.25, "stderr": None},
+        "difference": {"value": -2.25, "interval": None},
+    }
+    return {
+        "tasks": [
+            {"name": "colours", "used": 100, "num_fewshot": 2, "metrics": [accuracy]},
+            {"name": "birds", "used": 12, "num_fewshot": 0, "metrics": [perplexity]},
+        ]
+    }
+
+
 def general_evaluation() -> dict[str, Any]:
     """The same for data without a task: prices."""
     judged = [{key: row[key] for key in ("sample", "kind", "name")} for row in samples()]
@@ -238,6 +276,7 @@ def _plan(path: Path, settings: PlanSettings, lora: LoraSettings) -> None:
         "validation": {**part, "samples": 8, "packs": 5, "tokens": 2400, "target_tokens": 1250, "fill": 0.9375},
         "memory": memory,
         "memory_bytes": total,
+        "memory_allocated_bytes": total - 300_000_000,
         "memory_available_bytes": 8_000_000_000,
         "fits": True,
         "seconds_per_step": 4.8,

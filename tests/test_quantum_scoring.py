@@ -215,7 +215,7 @@ def test_a_sample_fails_exactly_where_it_has_a_reason() -> None:
     for name in targets.CLASSES:
         outcome = scoring.judge(GHZ, targets.reference(name))
         for fidelity, reason in zip(outcome.fidelities, outcome.reasons, strict=True):
-            assert (fidelity > scoring.THRESHOLD) == (reason is None)
+            assert (100 * fidelity > scoring.THRESHOLD_PER_CENT) == (reason is None)
         assert outcome.reaches(targets.SIZES) == (name == "ghz")
 
 

@@ -206,9 +206,11 @@ def test_compiled_code_gives_the_same_fractions_and_reasons(
     text = "\n".join([*(base or ring), *([language.LOOP_HEADER, *loop] if loop else [])])
     program = language.parse(text)
     states = [targets.target_state(name, size) for size in range(5)]
-    for size, (fidelity, reason) in enumerate(overlap.fidelities(packed.read(text), overlap.wanted(states))):
+    for size, (numerator, denominator, reason) in enumerate(
+        overlap.fidelities(packed.read(text), overlap.wanted(states))
+    ):
         found, why = state.simulate(program, size)
-        assert (fidelity, reason) == (state.fidelity(found, states[size]), why)
+        assert (Fraction(numerator, denominator), reason) == (state.fidelity(found, states[size]), why)
 
 
 @pytest.mark.parametrize("weight", [1, 99])
@@ -219,10 +221,10 @@ def test_numbers_beyond_64_bits_stay_exact(weight: int, amplitude: int) -> None:
     text = "\n".join([*lines, "e(0,1,1,1,1)", language.LOOP_HEADER, f"    e(2*ii,1+2*ii,0,0,{weight})"])
     reference = [{0: 3 * amplitude, 5 << 4 * (size + 1): amplitude} for size in range(5)]
     found = overlap.fidelities(packed.read(text), overlap.wanted(reference))
-    for size, (fidelity, reason) in enumerate(found):
+    for size, (numerator, denominator, reason) in enumerate(found):
         own, why = state.simulate(language.parse(text), size)
         assert reason is why is None
-        assert 0 < fidelity == state.fidelity(own, reference[size])
+        assert 0 < Fraction(numerator, denominator) == state.fidelity(own, reference[size])
 
 
 def test_the_densest_graphs_are_refused_quickly_and_in_little_memory() -> None:

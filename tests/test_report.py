@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corax import plots
-from corax.artifact import Artifact, open_artifact
+from corax.artifact import Artifact, open_artifact, read_manifest
 from corax.errors import CoraxError
 from corax.report import content, page
 from corax.report.documents import Target
@@ -129,7 +129,7 @@ def test_figures_equal_the_artifacts(made: Path, one: Page) -> None:
     base, tuned = evaluation["held_out"]["base"], evaluation["held_out"]["tuned"]
     assert shown.row("loss (nats per target token)") == ["1.11341.073 to 1.163", "0.38710.347 to 0.437", CHANGE]
     assert shown.row("perplexity") == [f"{base['perplexity']:.3f}", f"{tuned['perplexity']:.3f}", ""]
-    assert shown.row("token accuracy") == ["73.1 %71 to 75", "86.5 %84 to 88", "13.412.1 to 14.6"]
+    assert shown.row("token accuracy") == ["73.1 %71 to 75", "86.5 %84 to 88", "13.4 points12.1 to 14.6"]
     assert shown.row("valid programs") == ["81.2 %57 to 93"]
     assert shown.row("mean fidelity for N = 0, 1, 2") == ["0.830.610.42"]
     classes = [(row[0], row[-1]) for row in shown.rows if len(row) == 7][1:]
@@ -145,11 +145,16 @@ def test_figures_equal_the_artifacts(made: Path, one: Page) -> None:
     assert shown.row("syntax") == ["3", "3"]
     assert shown.row("wrong state") == ["16", "0"]
     assert shown.row("merged onto the original 16-bit base") == ["0.3952", "0.0221"]
-    assert shown.row("merged onto the base as training saw it, through 4 bits: kept") == ["0.3871", "4.2e-06"]
+    assert shown.row("merged onto the base as training saw it, through 4 bits: kept") == ["0.3871", "4.2 · 10⁻⁶"]
     plan = json.loads((run / "plan/plan.json").read_text())
-    assert shown.row("optimizer steps") == [str(plan["steps"]), str(report_inputs.STEPS)]
-    assert shown.row("seconds per step") == ["4.8", f"{301.5 / 60:.3g}"]
-    assert shown.row("tokens per second") == [f"{29800 / 60 / 4.8:.3g}", "70.4"]
+    assert "Merging changes the loss from 0.3870 to 0.3871 nats per target token" in shown.flat
+    assert shown.row("what was trained") == ["0.3870", "0"]
+    assert shown.row("optimizer steps") == [str(plan["steps"]), str(report_inputs.STEPS), "0 %"]
+    assert shown.row("seconds per step") == ["4.8", f"{301.5 / 60:.3g}", "+5 %"]
+    assert shown.row("tokens per second") == [f"{29800 / 60 / 4.8:.3g}", "70.4", "\N{MINUS SIGN}32 %"]
+    assert shown.row("time of all steps (h:mm:ss)") == ["0:04:48", "0:05:02", "+5 %"]
+    peak = open_artifact(run / "adapter").content["run"]["peak_memory"]
+    assert shown.row("memory of the process")[:2] == [page.size(plan["memory_bytes"]), page.size(peak)]
     for part in plan["memory"]:
         assert shown.row(part["component"])[1] == part["how"]
     assert "Held-out loss: 1.113 → 0.387 nats per target token (\N{MINUS SIGN}65" in shown.flat
@@ -158,6 +163,87 @@ def test_figures_equal_the_artifacts(made: Path, one: Page) -> None:
     fits = [target["label"] for target in evaluation["task"]["targets"] if target["fits"]]
     assert f"{len(fits)} of 20 classes" in shown.flat
     assert f"and {len(solved)} for all tested N ({', '.join(solved)})" in shown.flat
+
+
+def test_the_validation_loss_is_that_of_the_step_that_was_written(one: Page) -> None:
+    assert "The adapter is that of step 40: validation loss 0.3912." in one.flat
+    labels = [value or "" for key, value in one.attributes if key == "aria-label"]
+    assert [label for label in labels if label.endswith("that of step 40, with a validation loss of 0.391.")]
+
+
+def test_a_gpu_is_compared_by_what_its_tensors_take(results: Path) -> None:
+    """And the trial steps, the pauses and the reason to end early are shown."""
+    run = results / "runs/demo"
+    manifest = open_artifact(run / "adapter")
+    kept = (run / "adapter" / "metrics.jsonl").read_text()
+    inputs = [Path(item["path"]) for item in manifest.content["inputs"]]
+    with Artifact(run / "adapter", stage="train", inputs=inputs, settings=manifest.content["settings"]) as artifact:
+        (artifact.path / "metrics.jsonl").write_text(kept)
+        artifact.note(**{**manifest.facts, "stopped": "no lower validation loss in 2 validations"})
+        artifact.measured(device="a GPU", ranks=2, segments=3, peak_gpu_bytes=1_980_000_000)
+        artifact.measured(planned_pack_seconds=0.5, probe_pack_seconds=0.45)
+        artifact.measured(planned_peak_bytes=2_000_000_000, probe_peak_bytes=2_100_000_000)
+    shown = Page(report("demo").read_text())
+    planned = json.loads((run / "plan/plan.json").read_text())["memory_allocated_bytes"]
+    assert shown.row("memory of tensors on a device")[:2] == [page.size(planned), "1.98 GB"]
+    assert shown.row("trial step, longest pack: seconds") == ["0.5", "0.45", "\N{MINUS SIGN}10 %"]
+    assert shown.row("trial step, longest pack: memory") == ["2 GB", "2.1 GB", "+5 %"]
+    assert shown.row("parts, with pauses between")[:2] == ["1", "3"]
+    assert shown.row("seconds per step")[1:] == ["–", ""]
+    assert "Training ended early: no lower validation loss in 2 validations." in shown.flat
+
+
+def test_samples_are_counted_by_temperature(one: Page) -> None:
+    drawn = [row for row in report_inputs.evaluation()["task"]["samples"] if row["kind"] == "target"]
+    for temperature, own in (("0.2", drawn[::5]), ("0.6", [row for row in drawn if row["sample"] % 5])):
+        valid = sum(row["valid"] for row in own) / len(own)
+        solved = sum(min(row["fidelity"]) > 0.99 for row in own) / len(own)
+        found = one.row(f"{temperature}, 0.95")
+        assert found[0] == str(len(own))
+        assert found[1].startswith(page.share(valid).replace("\N{NO-BREAK SPACE}", " "))
+        assert found[3].startswith(page.share(solved).replace("\N{NO-BREAK SPACE}", " "))
+
+
+def test_benchmarks_of_runs_that_have_them(results: Path) -> None:
+    run = results / "runs/demo"
+    with Artifact(run / "harness.json", stage="harness", inputs=[run / "merged"], file=True) as artifact:
+        artifact.path.write_text(json.dumps(report_inputs.harness()))
+    shown = Page(report("demo", "rank-64").read_text())
+    assert shown.text.count("Tasks of lm-evaluation-harness") == 1
+    assert shown.row("colours100 documents, 2 examples") == [
+        "acchigher is better",
+        "0.4100± 0.0492",
+        "0.5300± 0.0499",
+        "0.12000.0200 to 0.2200",
+    ]
+    minus = "\N{MINUS SIGN}2.2500"
+    assert shown.row("birds12 documents") == ["word_perplexitylower is better", "21.5000", "19.2500", minus]
+    assert str(run / "harness.json") in shown.text
+    with Artifact(run / "merged", stage="merge", inputs=[report_inputs.MODEL]) as artifact:
+        (artifact.path / "content.txt").write_text("merged again, harness.json left behind")
+        artifact.note(**read_manifest(results / "runs/rank-64/merged/manifest.json").facts)
+    assert "Tasks of lm-evaluation-harness" not in Page(report("demo").read_text()).text
+
+
+def test_many_runs_are_not_told_one_by_one(results: Path) -> None:
+    for rank in (4, 8):
+        report_inputs.write_run(f"rank-{rank}", rank=rank)
+    shown = Page(report("demo", "rank-64", "rank-4", "rank-8").read_text())
+    assert "4 runs Each run fine-tuned a model; their outcomes stand side by side below." in shown.flat
+    assert shown.row("tuned") == ["QLoRA"] * 4
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "words"),
+    [
+        ("lora", 4, "QLoRA"),
+        ("lora", 16, "LoRA, base in 16 bits"),
+        ("full", 16, "all weights"),
+        ("prompt_tuning", 8, "prompt tuning, base in 8 bits"),
+    ],
+)
+def test_the_way_to_tune_in_words(method: str, bits: int, words: str) -> None:
+    assert content.method_in_words({"tuning": {"method": method}, "train": {"bits": bits}}) == words
 
 
 def test_programs_and_provenance_are_there(results: Path, one: Page) -> None:
@@ -193,7 +279,7 @@ def adapter_loss(loss: float) -> Callable[[Path], None]:
         inputs = [Path(item["path"]) for item in content["inputs"]]
         with Artifact(run / "adapter", stage="train", inputs=inputs, settings=content["settings"]) as artifact:
             (artifact.path / "metrics.jsonl").write_text(kept)
-            artifact.note(validation_loss=loss)
+            artifact.note(**report_inputs.adapter_facts(loss))
 
     return write
 
@@ -387,6 +473,28 @@ def test_loss_plot_has_the_same_bytes_every_time(tmp_path: Path, rows: list[dict
 )
 def test_shares_in_per_cent(value: float, text: str) -> None:
     assert page.share(value) == f"{text}\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (5.4412, "5.44"),
+        (1234, "1.23 · 10³"),
+        (1.64e-06, "1.64 · 10⁻⁶"),
+        (-2.5, "\N{MINUS SIGN}2.5"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert page.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.004, "0"), (-0.004, "0"), (0.32, "+32"), (-0.24, "\N{MINUS SIGN}24")]
+)
+def test_changes_in_per_cent(value: float, text: str) -> None:
+    assert page.signed_share(value) == f"{text}\N{NO-BREAK SPACE}%"
 
 
 @pytest.mark.parametrize(

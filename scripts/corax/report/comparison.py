@@ -1,6 +1,5 @@
 """Runs that can be compared by their validation loss: the same samples, the same tokens, other settings."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +26,15 @@ class Comparison:
     @property
     def ahead(self) -> float:
         """How much lower the best run's validation loss is than the next one's, nats per target token."""
-        return _loss(self.runs[1]) - _loss(self.best)
+        return self.runs[1].adapter.validation_loss - self.best.adapter.validation_loss
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     """The runs in groups that learn from the same tokens and are validated on the same samples; no group of one."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
-        if run.validation_loss is not None:
-            groups.setdefault((run.tokens, run.plan.validation.target_tokens), []).append(run)
-    ranked = [sorted(group, key=_loss) for group in groups.values() if len(group) > 1]
+        groups.setdefault((run.tokens, run.plan.validation.target_tokens), []).append(run)
+    ranked = [sorted(group, key=lambda run: run.adapter.validation_loss) for group in groups.values() if len(group) > 1]
     return [Comparison(group, differing_settings(group, SECTIONS)) for group in ranked]
 
 
@@ -54,7 +52,3 @@ def differing_settings(runs: Sequence[Run], sections: Sequence[str] | None = Non
     keys = dict.fromkeys(key for table in tables for key in table)
     found = {key: [table.get(key, NONE) for table in tables] for key in keys}
     return {key: values for key, values in found.items() if len(set(values)) > 1}
-
-
-def _loss(run: Run) -> float:
-    return math.inf if run.validation_loss is None else run.validation_loss

@@ -1,4 +1,7 @@
-"""What the report reads of plan.json, evaluation.json and merge's facts (docs/artifacts.md), checked key by key."""
+"""What the report reads of plan.json, evaluation.json, harness.json, and the facts of adapter and merged model.
+
+Their keys are those of docs/artifacts.md, checked one by one.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -153,6 +156,16 @@ class Evaluation(Document):
     task: Task
 
 
+class Adapter(Document):
+    """The facts of the adapter: the step whose weights were written, and why training ended early, if it did."""
+
+    written_step: int
+    validation_loss: float
+    """At that step, nats per target token."""
+    trainable_parameters: int
+    stopped: str | None = None
+
+
 class Loss(Document):
     """Of the model that was trained: the adapter on its 4-bit base."""
 
@@ -225,6 +238,8 @@ class Plan(Document):
     validation: Part
     memory: list[Memory]
     memory_bytes: int
+    memory_allocated_bytes: int
+    """Without the runtime: what PyTorch's allocator should say."""
     memory_available_bytes: int
     fits: bool
     seconds_per_step: float
@@ -232,6 +247,46 @@ class Plan(Document):
     device: str
     devices: int
     lengths: Lengths
+
+
+class Measured(Document):
+    """A metric of lm-evaluation-harness and its standard error."""
+
+    value: float
+    stderr: float | None = None
+
+
+class Change(Document):
+    """Tuned - base, and [low, high] at 95 %."""
+
+    value: float
+    interval: Interval | None = None
+
+
+class HarnessMetric(Document):
+    """One metric of both models on the same documents."""
+
+    name: str
+    filter: str
+    higher_is_better: bool
+    base: Measured
+    tuned: Measured
+    difference: Change
+
+
+class HarnessTask(Document):
+    """One task of lm-evaluation-harness."""
+
+    name: str
+    used: int
+    num_fewshot: int | None = None
+    metrics: list[HarnessMetric]
+
+
+class Harness(Document):
+    """harness.json."""
+
+    tasks: list[HarnessTask]
 
 
 class Metric(Document):

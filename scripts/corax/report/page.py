@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from corax import __version__
 from corax.chain import Link
+from corax.confidence import wilson
 from corax.plots import loss_figure
 from corax.progress import clock
 from corax.report.comparison import NONE, Comparison, comparisons, differing_settings
@@ -17,6 +18,7 @@ from corax.report.plots import comparison_figure, fidelity_figure, lengths_figur
 
 ONTO = {"original": "original 16-bit base", "nf4": "base as training saw it, through 4 bits"}
 """What the adapter was added onto, by `merge.base`."""
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render(runs: list[Run], template: Path) -> str:
@@ -33,8 +35,9 @@ def render(runs: list[Run], template: Path) -> str:
         lstrip_blocks=True,
     )
     filters = (clock, count, decimals, interval, number, share, signed_share, size)
-    environment.filters |= {each.__name__: each for each in filters}
-    environment.globals["onto"] = ONTO
+    named = {each.__name__: each for each in filters}
+    environment.filters |= named
+    environment.globals |= named | {"onto": ONTO, "wilson": wilson}
     links = {link.path: link for run in runs for link in run.chain}
     return environment.get_template(template.name).render(
         runs=runs,
@@ -49,15 +52,14 @@ def render(runs: list[Run], template: Path) -> str:
 
 def figures(run: Run) -> dict[str, Markup]:
     """The figures of a run by name."""
-    scores, plan = run.evaluation.held_out, run.plan
+    scores, plan, adapter = run.evaluation.held_out, run.plan, run.adapter
     metrics = [metric.model_dump(exclude_none=True) for metric in run.metrics]
-    last = [metric.validation_loss for metric in run.metrics if metric.validation_loss is not None][-1:]
-    validation = f" Validation ends at {last[0]:.3f}." if last else ""
     return {
         "loss": svg(
             loss_figure(metrics),
             f"{run.name}-loss",
-            f"Training and validation loss over {run.steps} optimizer steps.{validation}",
+            f"Training and validation loss over {run.steps} optimizer steps. The adapter is that of step "
+            f"{adapter.written_step}, with a validation loss of {adapter.validation_loss:.3f}.",
         ),
         "rate": svg(rate_figure(run.metrics), f"{run.name}-rate", "Learning rate over the optimizer steps."),
         "fidelity": svg(
@@ -121,7 +123,8 @@ def interval(bounds: list[float], digits: int | None = None) -> str:
 
 def signed_share(value: float) -> str:
     """A relative change in per cent, with its sign."""
-    return f"{100 * value:+.0f}".replace("-", "\N{MINUS SIGN}") + "\N{NO-BREAK SPACE}%"
+    text = f"{100 * value:+.0f}".replace("-", "\N{MINUS SIGN}")
+    return ("0" if text[1:] == "0" else text) + "\N{NO-BREAK SPACE}%"
 
 
 def size(value: float) -> str:
@@ -133,5 +136,11 @@ def size(value: float) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure with so many significant digits; a dash for one that is not known."""
-    return NONE if value is None else f"{value:,.{digits}g}"
+    """A figure with so many significant digits, small ones with a power of ten; a dash for one that is not known."""
+    if value is None:
+        return NONE
+    text = f"{value:,.{digits}g}"
+    mantissa, _, exponent = text.partition("e")
+    if exponent:
+        text = f"{mantissa} · 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+    return text.replace("-", "\N{MINUS SIGN}")

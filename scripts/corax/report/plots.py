@@ -60,10 +60,8 @@ def lengths_figure(plan: Plan) -> Figure:
         axes.axvline(plan.max_length, color=ORANGE, linestyle="--")
         axes.annotate(
             f"context {plan.max_length}",
-            (plan.max_length, 0.92),
-            (-4, 0),
+            (plan.max_length, 1.02),
             xycoords=("data", "axes fraction"),
-            textcoords="offset points",
             ha="right",
             color=ORANGE,
         )
@@ -103,10 +101,10 @@ def fidelity_figure(targets: Sequence[Target]) -> Figure:
 
 def comparison_figure(comparison: Comparison) -> Figure:
     """Validation loss over the values of each setting in which the runs differ; the best run is a star."""
-    losses = [run.validation_loss for run in comparison.runs]
+    losses = [run.adapter.validation_loss for run in comparison.runs]
     settings = list(comparison.settings.items())[:MOST_PANELS]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(3.0, 2.2 * len(settings)), 2.8), layout="constrained")
+        figure = Figure(figsize=(max(5.4, 2.2 * len(settings)), 2.6), layout="constrained")
         for axes, (key, values) in zip(
             figure.subplots(1, len(settings), sharey=True, squeeze=False)[0], settings, strict=True
         ):
@@ -138,4 +136,4 @@ def _write_names(axes: Axes, names: list[tuple[int, float, str]]) -> None:
         for place in range(len(here)):
             heights[place] = max(heights[place], (len(here) - 1 - place) * gap)
         for height, (_, label) in zip(heights, here, strict=True):
-            axes.annotate(label, (size + 0.1, height), va="center", fontsize=8)
+            axes.annotate(label, (size + 0.08, height), va="bottom", fontsize=8)

@@ -16,6 +16,7 @@ from corax.settings.plan import PlanSettings
 from corax.settings.pretokenize import PretokenizeSettings
 from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings
+from corax.settings.tuning import TuningSettings
 
 MODELS: dict[str, type[Settings]] = {
     "generate": GenerateSettings,
@@ -23,6 +24,7 @@ MODELS: dict[str, type[Settings]] = {
     "pretokenize": PretokenizeSettings,
     "plan": PlanSettings,
     "lora": LoraSettings,
+    "tuning": TuningSettings,
     "train": TrainSettings,
     "merge": MergeSettings,
     "sample": SampleSettings,

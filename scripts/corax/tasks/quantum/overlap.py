@@ -5,7 +5,6 @@ The same sums over the same partial matchings, exactly, in 64-bit integers; numb
 """
 
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -31,11 +30,13 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: spreads keys over the slots (Knuth, The Art of Computer Programming 3, 6.4)."""
 SHIFT = np.uint64(40)
 """Of the product only the upper bits are well mixed."""
-LINE_SIZE = packed.LINE.size
-MOST_VERTICES = 12
+LINE_SIZE = packed.LINE_SIZE
 COLOURS = len(language.COLOURS)
-BITS, AMPLITUDE, WEIGHT, LOW, PLACE, NEXT = 0, 1, 1, 2, 3, 4
-"""Columns of edges and partial matchings."""
+BITS, WEIGHT, LOW, NEXT, COLUMNS = range(5)
+"""Columns of edges: vertices above their ket, as in `state`; weight; lower vertex; the next edge with the same lower
+vertex, or -1."""
+AMPLITUDE = 1
+"""Partial matchings have BITS and AMPLITUDE."""
 STATE, SELF_LOOP, OUT_OF_RANGE, MISSING_VERTEX, NO_MATCHING, CANCELLED, TOO_DENSE, TOO_LARGE = range(8)
 """Whether a program has a state, or why not."""
 REASONS = (
@@ -47,7 +48,6 @@ REASONS = (
     Reason.CANCELLED,
     Reason.TOO_DENSE,
 )
-NONE = Fraction(0)
 
 
 class Wanted(NamedTuple):
@@ -66,11 +66,6 @@ class Wanted(NamedTuple):
 class Workspace(NamedTuple):
     """Memory of the compiled code."""
 
-    number: Int64
-    """(place of an edge,): its number from 1, or 0."""
-    edge: Int64
-    """(edge, 5): BITS (its vertices above its ket, as in `state`), WEIGHT, LOW (its lower vertex), PLACE, and NEXT, the
-    next edge with the same lower vertex, or -1."""
     partial: Int64
     """(2, partial matching, 2): BITS and AMPLITUDE, of the level that is read and of the one that is made."""
     slot: Int64
@@ -81,8 +76,6 @@ class Workspace(NamedTuple):
 @cache
 def _workspace() -> Workspace:
     return Workspace(
-        np.zeros(MOST_VERTICES**2 * COLOURS**2, np.int64),
-        np.zeros((MOST_VERTICES * (MOST_VERTICES - 1) // 2 * COLOURS**2, 5), np.int64),
         np.zeros((2, MAX_ADDITIONS, 2), np.int64),
         np.zeros((SLOTS + 1, 2), np.int64),
     )
@@ -101,61 +94,58 @@ def wanted(states: Sequence[State]) -> Wanted:
     )
 
 
-def fidelities(program: Packed, references: Wanted) -> list[tuple[Fraction, Reason | None]]:
-    """For N = 0, 1, … the fidelity with the reference; and why the program has no state, where it has none."""
+def fidelities(program: Packed, references: Wanted) -> list[tuple[int, int, Reason | None]]:
+    """For N = 0, 1, … the fidelity with the reference as numerator and denominator; and why the program has no state,
+    where it has none."""
     found = np.empty((len(references.states), 3), np.int64)
-    lines = np.frombuffer(program.base + program.loop, np.int8)
-    base = len(program.base) // LINE_SIZE
-    _overlaps(lines, base, references.kets, references.amplitudes, references.start, _workspace(), found)
+    _overlaps(
+        np.frombuffer(program, np.int8), references.kets, references.amplitudes, references.start, _workspace(), found
+    )
     results = []
     for size, (code, overlap, norm) in enumerate(found.tolist()):
         if code == TOO_LARGE or references.large:
             own, reason = state.simulate(packed.unpack(program), size)
-            results.append((state.fidelity(own, references.states[size]), reason))
+            results.append((*state.fidelity(own, references.states[size]).as_integer_ratio(), reason))
         elif overlap:
-            results.append((Fraction(overlap * overlap, norm * references.norms[size]), None))
+            results.append((overlap * overlap, norm * references.norms[size], None))
         else:
-            results.append((NONE, REASONS[code]))
+            results.append((0, 1, REASONS[code]))
     return results
 
 
 @compiled
 def _overlaps(
-    numbers: npt.NDArray[np.int8],
-    base: int,
-    kets: Int64,
-    amplitudes: Int64,
-    start: Int64,
-    work: Workspace,
-    found: Int64,
+    numbers: packed.Numbers, kets: Int64, amplitudes: Int64, start: Int64, work: Workspace, found: Int64
 ) -> None:
     """Fill `found` (sizes × 3): STATE or why there is none, ⟨state|reference⟩ and ⟨state|state⟩.
 
-    `numbers` are the program's packed lines, the first `base` of them outside the loop.
+    `numbers` are those of a packed program.
     """
-    lines = numbers.reshape(-1, LINE_SIZE)
+    base, lines = numbers[0], numbers[1:].reshape(-1, LINE_SIZE)
     for size in range(len(found)):
         vertices = 4 + 2 * size
         overlap, norm = 0, 0
-        code, edges = _merge(lines, base, size, vertices, work)
+        code, edge = _merge(lines, base, size, vertices)
         if code == STATE:
-            code, count, level, slots = _add_up(vertices, edges, work)
-            for number in range(count):
-                norm += work.partial[level, number, AMPLITUDE] ** 2
+            code, count, level, slots = _add_up(vertices, edge, work)
+            for each in range(count):
+                norm += work.partial[level, each, AMPLITUDE] ** 2
             if code == STATE and norm == 0:
                 code = CANCELLED
             if code == STATE:
                 ends = ((1 << vertices) - 1) << 2 * vertices
-                for number in range(start[size], start[size + 1]):
-                    slot = _slot(kets[number] | ends, level, slots, work)
+                for each in range(start[size], start[size + 1]):
+                    slot = _slot(kets[each] | ends, level, slots, work)
                     if work.slot[slot, 0] == work.slot[-1, 0]:
-                        overlap += amplitudes[number] * work.partial[level, work.slot[slot, 1], AMPLITUDE]
+                        overlap += amplitudes[each] * work.partial[level, work.slot[slot, 1], AMPLITUDE]
         found[size, 0], found[size, 1], found[size, 2] = code, overlap, norm
 
 
 @compiled
-def _merge(lines: npt.NDArray[np.int8], base: int, size: int, vertices: int, work: Workspace) -> tuple[int, int]:
-    """Fill `edge`, identical edges added up; (STATE or why there is none, number of edges)."""
+def _merge(lines: packed.Numbers, base: int, size: int, vertices: int) -> tuple[int, Int64]:
+    """(STATE or why there is none, edges × COLUMNS but NEXT), identical edges added up."""
+    edge = np.empty((vertices * (vertices - 1) // 2 * COLOURS**2, COLUMNS), np.int64)
+    number = np.zeros((vertices, vertices, COLOURS, COLOURS), np.int16)  # of an edge, from 1; 0: not yet there
     covered, edges = 0, 0
     looped, outside = False, False
     for row in range(len(lines)):
@@ -170,34 +160,26 @@ def _merge(lines: npt.NDArray[np.int8], base: int, size: int, vertices: int, wor
                 outside = True
             else:
                 covered |= 1 << p | 1 << q
-                place = ((p * MOST_VERTICES + q) * COLOURS + colour_p) * COLOURS + colour_q
-                if work.number[place] == 0:
+                if number[p, q, colour_p, colour_q] == 0:
                     ket = colour_p << 2 * (vertices - 1 - p) | colour_q << 2 * (vertices - 1 - q)
-                    work.edge[edges, BITS] = (1 << p | 1 << q) << 2 * vertices | ket
-                    work.edge[edges, WEIGHT] = 0
-                    work.edge[edges, LOW] = p
-                    work.edge[edges, PLACE] = place
+                    edge[edges, BITS] = (1 << p | 1 << q) << 2 * vertices | ket
+                    edge[edges, WEIGHT], edge[edges, LOW] = 0, p
                     edges += 1
-                    work.number[place] = edges
-                work.edge[work.number[place] - 1, WEIGHT] += lines[row, 8]
-    for number in range(edges):
-        work.number[work.edge[number, PLACE]] = 0
-    if looped:
-        return SELF_LOOP, 0
-    if outside:
-        return OUT_OF_RANGE, 0
-    return (STATE if covered == (1 << vertices) - 1 else MISSING_VERTEX), edges
+                    number[p, q, colour_p, colour_q] = edges
+                edge[number[p, q, colour_p, colour_q] - 1, WEIGHT] += lines[row, 8]
+    code = STATE if covered == (1 << vertices) - 1 else MISSING_VERTEX
+    return SELF_LOOP if looped else OUT_OF_RANGE if outside else code, edge[:edges]
 
 
 @compiled
-def _add_up(vertices: int, edges: int, work: Workspace) -> tuple[int, int, int, int]:
+def _add_up(vertices: int, edge: Int64, work: Workspace) -> tuple[int, int, int, int]:
     """The same as `state.amplitudes`: (what became of it, number of kets, their level in `partial`, slots of that)."""
     first = np.full(vertices, -1)
     choices = np.zeros(vertices, np.int64)
-    for edge in range(edges):
-        low = work.edge[edge, LOW]
-        if work.edge[edge, WEIGHT]:
-            work.edge[edge, NEXT], first[low] = first[low], edge
+    for each in range(len(edge)):
+        low = edge[each, LOW]
+        if edge[each, WEIGHT]:
+            edge[each, NEXT], first[low] = first[low], each
             choices[low] += 1
     ends = ((1 << vertices) - 1) << 2 * vertices
     level, count, additions, slots = 0, 1, 0, SLOTS
@@ -214,17 +196,17 @@ def _add_up(vertices: int, edges: int, work: Workspace) -> tuple[int, int, int, 
             additions += choices[vertex]
             if additions > MAX_ADDITIONS:
                 return TOO_DENSE, 0, 0, 0
-            edge = first[vertex]
-            while edge >= 0:
-                if not work.edge[edge, BITS] & partial & ends:
-                    whole = partial | work.edge[edge, BITS]
+            each = first[vertex]
+            while each >= 0:
+                if not edge[each, BITS] & partial & ends:
+                    whole = partial | edge[each, BITS]
                     slot = _slot(whole, 1 - level, slots, work)
                     if work.slot[slot, 0] != work.slot[-1, 0]:
                         work.slot[slot, 0], work.slot[slot, 1] = work.slot[-1, 0], made
                         work.partial[1 - level, made, BITS], work.partial[1 - level, made, AMPLITUDE] = whole, 0
                         made += 1
-                    work.partial[1 - level, work.slot[slot, 1], AMPLITUDE] += amplitude * work.edge[edge, WEIGHT]
-                edge = work.edge[edge, NEXT]
+                    work.partial[1 - level, work.slot[slot, 1], AMPLITUDE] += amplitude * edge[each, WEIGHT]
+                each = edge[each, NEXT]
         level, count = 1 - level, made
         for number in range(count):
             total += abs(work.partial[level, number, AMPLITUDE])

@@ -1,12 +1,13 @@
 """A program as bytes, the same for all programs that differ in the order of lines and of ends only.
 
-Texts in the form of the training data are read by compiled code; all others by `language.parse`, which defines what a
-program is.
+The first byte is the number of lines outside the loop; these follow, then those in the loop, both sorted, each line
+with the smaller one of its ends first. Texts in the form of the training data are read by compiled code; all others by
+`language.parse`, which defines what a program is.
 """
 
 import hashlib
 import struct
-from typing import NamedTuple
+from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,13 @@ from corax.tasks.quantum import language
 from corax.tasks.quantum.generator.rng import compiled
 from corax.tasks.quantum.language import Line, Position, Program
 
+Packed = NewType("Packed", bytes)
+"""A program as `read` and `pack` make it."""
 Bytes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int8]
 LINE = struct.Struct("9b")
 """A line: three coefficients of a position and its colour, the same of the other end, and the weight."""
+LINE_SIZE = LINE.size
 HEADER = np.frombuffer(f"{language.LOOP_HEADER}\n".encode(), np.uint8)
 INDENT = np.frombuffer(language.INDENT.encode(), np.uint8)
 START, TIMES_N, TIMES_II = (np.frombuffer(text, np.uint8) for text in (b"e(", b"*N", b"*ii"))
@@ -26,47 +31,31 @@ FAILED = 127
 """No number: numbers have at most two digits."""
 
 
-class Packed(NamedTuple):
-    """Lines outside the loop and in it, sorted; each begins with the smaller one of its ends."""
-
-    base: bytes
-    loop: bytes
-
-
 def read(text: str) -> Packed:
     """The program in a text; raises ProgramError as `language.parse` does."""
     if len(text) <= language.MAX_LINES * (language.MAX_LINE_LENGTH + 1) and text.isascii():
-        lines = np.empty((language.MAX_LINES, LINE.size), np.int8)
-        base, total = _read(np.frombuffer(text.removesuffix("\n").encode() + b"\n", np.uint8), lines)
-        if total:
-            numbers, end = lines.tobytes(), base * LINE.size
-            return _sorted(numbers[:end], numbers[end : total * LINE.size])
+        numbers = np.empty(1 + language.MAX_LINES * LINE_SIZE, np.int8)
+        lines = _read(np.frombuffer(text.removesuffix("\n").encode() + b"\n", np.uint8), numbers)
+        if lines:
+            return Packed(numbers.tobytes()[: 1 + lines * LINE_SIZE])
     return pack(language.parse(text))
 
 
 def pack(program: Program) -> Packed:
     """The program as bytes."""
-    base, loop = (b"".join(map(_pack_line, block)) for block in program)
-    return _sorted(base, loop)
+    lines = [line for block in program for line in sorted(map(_numbers, block))]
+    return Packed(bytes([len(program.base)]) + b"".join([LINE.pack(*line) for line in lines]))
 
 
-def _pack_line(line: Line) -> bytes:
+def _numbers(line: Line) -> tuple[int, ...]:
     ends = (*line.p, line.colour_p), (*line.q, line.colour_q)
-    return LINE.pack(*min(ends), *max(ends), line.weight)
-
-
-def _sorted(base: bytes, loop: bytes) -> Packed:
-    size = LINE.size
-    return Packed(
-        b"".join(sorted([base[start : start + size] for start in range(0, len(base), size)])),
-        b"".join(sorted([loop[start : start + size] for start in range(0, len(loop), size)])),
-    )
+    return (*min(ends), *max(ends), line.weight)
 
 
 def unpack(packed: Packed) -> Program:
     """The one program for all that differ in order only."""
-    base, loop = (tuple(map(_unpack_line, LINE.iter_unpack(block))) for block in packed)
-    return Program(base, loop)
+    lines = tuple(map(_unpack_line, LINE.iter_unpack(packed[1:])))
+    return Program(lines[: packed[0]], lines[packed[0] :])
 
 
 def _unpack_line(numbers: tuple[int, ...]) -> Line:
@@ -75,16 +64,17 @@ def _unpack_line(numbers: tuple[int, ...]) -> Line:
 
 def program_hash(packed: Packed) -> str:
     """sha256 of a program: equal for programs that differ in order only."""
-    return hashlib.sha256(bytes([len(packed.base) // LINE.size]) + b"".join(packed)).hexdigest()
+    return hashlib.sha256(packed).hexdigest()
 
 
 @compiled
-def _read(text: Bytes, lines: npt.NDArray[np.int8]) -> tuple[int, int]:
-    """Fill `lines` from a text that ends with a newline; (lines before the loop, all lines).
+def _read(text: Bytes, numbers: Numbers) -> int:
+    """Fill `numbers` with the program in a text that ends with a newline; its number of lines.
 
-    (0, 0) if a formula lacks a term or a sign, has other terms or another order than those of the training data, or if
+    0 if a formula lacks a term or a sign, has other terms or another order than those of the training data, or if
     the text is no program.
     """
+    lines = numbers[1:].reshape(-1, LINE_SIZE)
     place, base, total = 0, -1, 0
     while place < len(text):
         if base < 0 and _follows(text, place, HEADER):
@@ -92,19 +82,21 @@ def _read(text: Bytes, lines: npt.NDArray[np.int8]) -> tuple[int, int]:
             place += len(HEADER)
             continue
         if total == len(lines):
-            return 0, 0
+            return 0
         place = _read_line(text, place, base >= 0, lines[total])
         if place < 0:
-            return 0, 0
+            return 0
+        _sort_in(lines[max(base, 0) : total + 1])
         total += 1
     header = 0 if base < 0 else 1
     if base == 0 or base == total or total + header > len(lines):
-        return 0, 0
-    return (total if base < 0 else base), total
+        return 0
+    numbers[0] = total if base < 0 else base
+    return total
 
 
 @compiled
-def _read_line(text: Bytes, place: int, loop: bool, line: npt.NDArray[np.int8]) -> int:
+def _read_line(text: Bytes, place: int, loop: bool, line: Numbers) -> int:
     """The place behind an edge and its newline; -1 if there is none."""
     line[2] = line[6] = 0
     if loop:
@@ -167,7 +159,21 @@ def _number(text: Bytes, place: int) -> tuple[int, int]:
 
 
 @compiled
-def _turn(line: npt.NDArray[np.int8]) -> None:
+def _sort_in(lines: Numbers) -> None:
+    """Move the last line to its place among the others, which are sorted."""
+    for row in range(len(lines) - 1, 0, -1):
+        upper, lower = lines[row - 1], lines[row]
+        number = 0
+        while number < LINE_SIZE - 1 and upper[number] == lower[number]:
+            number += 1
+        if upper[number] <= lower[number]:
+            return
+        for number in range(LINE_SIZE):
+            upper[number], lower[number] = lower[number], upper[number]
+
+
+@compiled
+def _turn(line: Numbers) -> None:
     """Let the line begin with the smaller end."""
     for number in range(4):
         if line[number] != line[4 + number]:

@@ -8,7 +8,6 @@ every sample that is not right at all sizes has a reason. Programs that differ i
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from corax.tasks.quantum.language import ProgramError, Reason
 from corax.tasks.quantum.overlap import Wanted
 from corax.tasks.quantum.packed import Packed
 
-THRESHOLD = Fraction(99, 100)
+THRESHOLD_PER_CENT = 99
 """A program reaches a state if the fidelity is greater."""
 Row = Mapping[str, Any]
 """A row of samples.parquet."""
@@ -39,7 +38,7 @@ class Outcome(NamedTuple):
 
     program: str | None
     """Hash of the program, the same for all that differ in order only; None if the text is no program."""
-    fidelities: tuple[Fraction, ...]
+    fidelities: tuple[float, ...]
     """For N = 0, 1, …, as many as there are reference states."""
     reasons: tuple[Reason | None, ...]
     """Why each of these states is not reached; None where it is."""
@@ -73,18 +72,19 @@ def judge(text: str, reference: str) -> Outcome:
         program = packed.read(text)
     except ProgramError as error:
         sizes = len(_wanted(reference).states)
-        return Outcome(None, (Fraction(0),) * sizes, (error.reason,) * sizes)
+        return Outcome(None, (0.0,) * sizes, (error.reason,) * sizes)
     return _simulate(program, reference)
 
 
 @lru_cache(maxsize=16384)
 def _simulate(program: Packed, reference: str) -> Outcome:
     """Cached: a model at low temperature writes the same program again and again."""
-    found = overlap.fidelities(program, _wanted(reference))
-    reasons = [
-        reason or (None if fidelity and fidelity > THRESHOLD else Reason.WRONG_STATE) for fidelity, reason in found
-    ]
-    return Outcome(packed.program_hash(program), tuple([fidelity for fidelity, _ in found]), tuple(reasons))
+    fidelities, reasons = [], []
+    for numerator, denominator, reason in overlap.fidelities(program, _wanted(reference)):
+        fidelities.append(numerator / denominator)
+        reached = 100 * numerator > THRESHOLD_PER_CENT * denominator
+        reasons.append(None if reached else reason or Reason.WRONG_STATE)
+    return Outcome(packed.program_hash(program), tuple(fidelities), tuple(reasons))
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "samples": len(outcomes),
         "distinct": _distinct(outcomes),
         "valid": _share(valid, outcomes),
-        "fidelity": [_mean([float(outcome.fidelities[size]) for outcome in outcomes]) for size in targets.PROMPT_SIZES],
+        "fidelity": [_mean([outcome.fidelities[size] for outcome in outcomes]) for size in targets.PROMPT_SIZES],
         "exact": _share(exact, outcomes),
         "intervals": {"valid": wilson(valid, len(outcomes)), "exact": wilson(exact, len(outcomes))},
         "reasons": _reasons(outcomes),
@@ -127,7 +127,7 @@ def score(samples: Sequence[Row]) -> dict[str, Any]:
                 "program": outcome.program,
                 "reason": outcome.reason,
                 "reasons": list(outcome.reasons),
-                "fidelity": [float(fidelity) for fidelity in outcome.fidelities],
+                "fidelity": list(outcome.fidelities),
             }
             for row, outcome in zip(rows, outcomes, strict=True)
         ],
@@ -179,7 +179,7 @@ def _target(name: str, pairs: Sequence[tuple[Row, Outcome]]) -> dict[str, Any]:
         "solved": sum(outcome.reaches(targets.SIZES) for outcome in outcomes),
     }
     best_entry = {
-        "fidelity": [float(fidelity) for fidelity in best.fidelities],
+        "fidelity": list(best.fidelities),
         "first_failure": best.first_failure,
         "program": row["completion"].removesuffix("\n"),
         "sample": row["sample"],
@@ -201,12 +201,12 @@ def _target(name: str, pairs: Sequence[tuple[Row, Outcome]]) -> dict[str, Any]:
     }
 
 
-def _rank(outcome: Outcome) -> tuple[bool, list[bool], Fraction]:
+def _rank(outcome: Outcome) -> tuple[bool, list[bool], float]:
     """Programs before other text; then success at the smaller sizes counts more; then the mean fidelity."""
     return (
         outcome.valid,
         [reason is None for reason in outcome.reasons],
-        sum(outcome.fidelities, Fraction(0)),
+        math.fsum(outcome.fidelities),
     )
 
 

@@ -16,10 +16,11 @@
 # make bench-training  the training step against other ways to take it, on a GPU
 # make bench-sampling  samples an hour of an 8B model against one prompt at a time, on a GPU
 # make bench-scaling   the training step on one, two and four GPUs
+# make bench-sharded   sharded full fine-tuning over RANKS=4 GPUs
 # make bench-driver   the cost of Snakemake itself
 # make verify  recompute every hash of every artifact
 # make images  build the container images, without root; BASE=debian where no container registry is reached,
-#              TORCH=cpu where there are no GPUs
+#              TORCH=cpu where there are no GPUs, HARNESS=1 for lm-evaluation-harness too
 # make check-images    recompute the content digests of the images
 # make shell STAGE=train    a shell in the container of a stage, as its jobs see it
 # make lock    remake the lists of pinned packages from envs/*.in
@@ -33,13 +34,13 @@ STAGE ?= train
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-presets test-pytheus test-resume bench-data bench-million lint format verify bench-training lock schema clean images check-images shell check slurm-setup test-cluster bench-driver bench-plan bench-evaluate bench-merge bench-wild bench-sampling bench-scaling
+.PHONY: demo test test-presets test-pytheus test-resume bench-data bench-million lint format verify bench-training lock schema clean images check-images shell check slurm-setup test-cluster bench-driver bench-plan bench-evaluate bench-merge bench-wild bench-sampling bench-scaling bench-sharded
 
 demo: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "The report: results/report.html"
 
-test: $(INSTALLED)
+test: $(INSTALLED) work/packages/harness
 	$(BIN)/pytest --numprocesses $(CORES) --dist loadfile
 
 test-presets: $(INSTALLED)
@@ -61,6 +62,9 @@ CONFIG ?= config.yaml
 PROFILE ?= profiles/slurm
 bench-scaling: $(INSTALLED)
 	$(BIN)/python benchmarks/scaling.py
+
+bench-sharded: $(INSTALLED)
+	$(BIN)/python scripts/launch.py --ranks $(or $(RANKS),4) benchmarks/sharded.py --model results/models/smollm2-135m
 
 bench-driver: $(INSTALLED)
 	$(BIN)/python benchmarks/driver.py
@@ -105,7 +109,7 @@ lock: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" envs/lock.sh
 
 images: $(INSTALLED)
-	$(BIN)/python scripts/images.py build --base "$(BASE)" --torch "$(TORCH)"
+	$(BIN)/python scripts/images.py build --base "$(BASE)" --torch "$(TORCH)" $(if $(HARNESS),--harness)
 
 check-images: $(INSTALLED)
 	$(BIN)/python scripts/images.py check

@@ -24,6 +24,7 @@ include: "rules/train.smk"
 include: "rules/merge.smk"
 include: "rules/sample.smk"
 include: "rules/evaluate.smk"
+include: "rules/harness.smk"
 include: "rules/report.smk"
 
 

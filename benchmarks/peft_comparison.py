@@ -1,54 +1,52 @@
 """Ways to tune, side by side: memory, time, trained share, loss and exact matches of finished runs.
 
-    python benchmarks/peft_comparison.py results/runs/*-alpaca --output docs/results/peft --title "…"
+    python benchmarks/peft_comparison.py results/runs/{full,lora,ia3}-{alpaca,dolly} --output docs/results/peft
 
-Reads the artifacts of each run folder (adapter, evaluation.json), and writes a table (.md), a plot (.png) and the
-figures (.json). The runs must have had the same packs and have been evaluated on the same samples.
-
-    python benchmarks/peft_comparison.py --data words.jsonl
-
-writes a small data set in Alpaca's format, on which a model of 135M parameters can be tuned on a CPU: three simple
-tasks on lists of words, made by rule. With --record dolly the same in Dolly's format.
+Reads the artifacts of each run folder (plan, adapter, evaluation.json), which are named after way and data, and writes
+a table for each data set (.md), a plot (.png) and the figures (benchmarks/results/peft.json, or beside the table where
+--figures says so). The runs of a data set must have had the same packs and have been evaluated on the same samples.
+peft_runs.py makes the runs with a small model.
 """
 
 import argparse
 import json
-import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+from table import FOLDER, Row
+from table import write as write_json
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from corax.artifact import Manifest, open_artifact, read_manifest
+from corax.artifact import open_artifact
 from corax.confidence import wilson
 from corax.errors import CoraxError
+from corax.plots import BLUE, GREY, ORANGE, STYLE, save_png
 
-WORDS = (Path(__file__).parent / "words.txt").read_text().split()
-TASKS = (
-    ("Sort the words alphabetically.", sorted),
-    ("Write the words in reverse order.", lambda words: list(reversed(words))),
-    ("Write the words in capital letters.", lambda words: [word.upper() for word in words]),
-)
-KEYS = {"alpaca": ("instruction", "input", "output"), "dolly": ("instruction", "context", "response")}
 COLUMNS = ("way", "trained", "of all", "memory", "training", "validation loss", "test loss", "exact")
+GB = 1e9
 
 
 @dataclass(frozen=True)
 class Result:
     """The figures of one run; losses in nats per target token."""
 
-    name: str
+    way: str
+    data: str
     trained: int
     """Trained parameters."""
-    parameters: int
-    """Parameters of the base."""
+    share: float
+    """Of the parameters of the base."""
     memory: int
     """Bytes: the GPU allocator's peak, on a CPU the process's."""
     seconds: float
     """On a GPU those of the training steps; on a CPU, which others may use too, the processor time of the job."""
+    steps: int
     validation_loss: float
     base_loss: float
     """Of the untuned model, on the test samples."""
@@ -58,60 +56,54 @@ class Result:
     samples: int
     device: str
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `exact`."""
+        return wilson(round(self.exact * self.samples), self.samples)
+
 
 def main() -> None:
-    """Make the data, or compare the runs."""
+    """Compare the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--output", type=Path, default=Path("docs/results/peft"), help="files to write, without suffix")
-    parser.add_argument("--title", default="", help="a sentence above the table: what was run, on what")
-    parser.add_argument("--data", type=Path, help="write the small data set here instead")
-    parser.add_argument("--record", choices=tuple(KEYS), default="alpaca", help="its format (default: alpaca)")
+    parser.add_argument("--figures", type=Path, default=FOLDER, help="folder of the JSON file (default: %(default)s)")
     args = parser.parse_args()
-    if args.data:
-        write_data(args.data, args.record)
-    elif args.runs:
-        write(compare(args.runs), args.output, args.title)
-    else:
-        parser.error("name the folders of finished runs, or --data")
+    write(compare(args.runs), args.output, args.figures)
+    print(args.output.with_suffix(".md").read_text())
 
 
-def write_data(path: Path, record: str, count: int = 900) -> None:
-    """`count` samples in Alpaca's or Dolly's format; the same each time."""
-    chance = random.Random(0)
-    instruction, context, answer = KEYS[record]
-    lines = []
-    for number in range(count):
-        text, solve = TASKS[number % len(TASKS)]
-        words = chance.sample(WORDS, chance.randint(3, 5))
-        lines.append(json.dumps({instruction: text, context: ", ".join(words), answer: ", ".join(solve(words))}))
-    path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def compare(runs: Sequence[Path]) -> list[Result]:
-    """The results of the runs, after a check that they learnt and were tested on the same."""
-    results, seen = [], set()
+def compare(runs: Sequence[Path]) -> dict[str, list[Result]]:
+    """The results by data set, after a check that its runs learnt and were tested on the same."""
+    results: dict[str, list[Result]] = {}
+    seen: dict[str, set[Any]] = {}
     for run in runs:
-        adapter, evaluation = open_artifact(run / "adapter"), open_artifact(run / "evaluation.json")
-        results.append(_result(run, adapter, evaluation))
-        packs = _digest_of(open_artifact(run / "plan"), "packs.parquet")
-        seen.add((packs, results[-1].samples, results[-1].base_loss, results[-1].device))
-    if len(seen) > 1:
-        raise CoraxError(f"{runs[0].parent}: the runs differ in packs, test samples or device, so they do not compare")
+        result = read(run)
+        results.setdefault(result.data, []).append(result)
+        packs = open_artifact(run / "plan").content["files"]["packs.parquet"]["sha256"]
+        seen.setdefault(result.data, set()).add((packs, result.samples, result.base_loss, result.device))
+    for data, kinds in seen.items():
+        if len(kinds) > 1:
+            raise CoraxError(f"{data}: the runs differ in packs, test samples or device, so they do not compare")
     return results
 
 
-def _result(run: Path, adapter: Manifest, evaluation: Manifest) -> Result:
+def read(run: Path) -> Result:
+    """The figures of a finished run; the last word of its name is the data set's."""
+    adapter, plan = open_artifact(run / "adapter"), open_artifact(run / "plan")
+    open_artifact(run / "evaluation.json")
     figures = json.loads((run / "evaluation.json").read_text())
-    measured = adapter.content["run"]
-    base = next(item["path"] for item in adapter.content["inputs"] if _is_model(item["path"]))
-    task = figures["task"]["held_out"]
+    measured, task = adapter.content["run"], figures["task"]["held_out"]
+    way, _, data = run.name.rpartition("-")
+    on_gpu = measured["peak_gpu_bytes"] is not None
     return Result(
-        name=run.name,
+        way=way,
+        data=data,
         trained=adapter.facts["trainable_parameters"],
-        parameters=read_manifest(Path(base) / "manifest.json").facts["parameters"],
-        memory=measured["peak_gpu_bytes"] or measured["peak_memory"],
-        seconds=measured["train_seconds"] if measured["peak_gpu_bytes"] else measured["cpu_seconds"],
+        share=adapter.facts["trainable_parameters"] / plan.facts["parameters"],
+        memory=measured["peak_gpu_bytes"] if on_gpu else measured["peak_memory"],
+        seconds=measured["train_seconds"] if on_gpu else measured["cpu_seconds"],
+        steps=adapter.facts["steps"],
         validation_loss=adapter.facts["validation_loss"],
         base_loss=figures["held_out"]["base"]["loss"],
         test_loss=figures["held_out"]["tuned"]["loss"],
@@ -121,70 +113,88 @@ def _result(run: Path, adapter: Manifest, evaluation: Manifest) -> Result:
     )
 
 
-def _is_model(path: str) -> bool:
-    return (Path(path) / "config.json").is_file()
-
-
-def _digest_of(manifest: Manifest, name: str) -> str:
-    return str(manifest.content["files"][name]["sha256"])
-
-
 def table(results: Sequence[Result]) -> str:
-    """The results as a Markdown table."""
+    """The results of a data set as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
     for result in results:
-        low, high = wilson(round(result.exact * result.samples), result.samples)
+        low, high = result.interval
         cells = [
-            result.name,
+            result.way,
             f"{result.trained:,}",
-            f"{result.trained / result.parameters:.3%}",
-            f"{result.memory / 1e9:.2f} GB",
+            f"{result.share:.3%}",
+            f"{result.memory / GB:.2f} GB",
             f"{result.seconds:,.0f} s",
             f"{result.validation_loss:.3f}",
             f"{result.test_loss:.3f}",
-            f"{result.exact:.0%} ({low:.0%} to {high:.0%})",
+            f"{result.exact:.1%} ({low:.1%} to {high:.1%})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def write(results: Sequence[Result], output: Path, title: str) -> None:
-    """Write <output>.md, .png and .json."""
+def write(results: Mapping[str, Sequence[Result]], output: Path, figures: Path) -> None:
+    """Write <output>.md and .png, and <figures>/peft.json."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    first = results[0]
-    time = "time its processor time" if first.device == "cpu" else "time that of the training steps"
-    notes = (
-        f"Untuned, the model's test loss is {first.base_loss:.3f}. Losses are nats per target token; `exact` is the "
-        f"share of {first.samples} samples that are their reference, with its 95 % interval; memory is the peak of the "
-        f"training process on {first.device}, {time}."
+    parts = ["# Ways to tune, compared"]
+    for data, group in results.items():
+        first = group[0]
+        parts += [
+            f"## {data.capitalize()}",
+            f"{first.steps} steps on {first.device}. Untuned, the model's test loss is {first.base_loss:.3f}; `exact` "
+            f"is the share of {first.samples} test samples whose completion is the reference, with its 95 % interval.",
+            table(group),
+        ]
+    parts.append(f"![Exact matches, test loss, memory and time]({output.name}.png)")
+    output.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+    save_png(figure(results), output.with_suffix(".png"))
+    write_json(
+        "peft", [row for group in results.values() for result in group for row in rows(result)], figures, show=False
     )
-    image = f"![Loss, memory and time]({output.name}.png)"
-    parts = ["# Ways to tune, compared", title, table(results), notes, image]
-    output.with_suffix(".md").write_text("\n\n".join(part for part in parts if part) + "\n")
-    output.with_suffix(".json").write_text(json.dumps([vars(result) for result in results], indent=1) + "\n")
-    plot(results, output.with_suffix(".png"))
-    print(table(results))
 
 
-def plot(results: Sequence[Result], path: Path) -> None:
-    """Test loss, memory and time of each run as bars."""
-    from matplotlib.figure import Figure
-
-    panels: list[tuple[str, list[float]]] = [
-        ("test loss (nats per target token)", [result.test_loss for result in results]),
-        ("peak memory (GB)", [result.memory / 1e9 for result in results]),
-        ("training (s)", [result.seconds for result in results]),
+def rows(result: Result) -> list[Row]:
+    """The run's figures for the JSON file."""
+    name = f"{result.data}, {result.way}"
+    low, high = result.interval
+    return [
+        Row(f"{name}: trained", 100 * result.share, "% of the parameters", f"{result.trained:,}"),
+        Row(f"{name}: memory", result.memory / GB, "GB", f"peak of training, {result.device}"),
+        Row(f"{name}: training", result.seconds, "s", f"{result.steps} steps"),
+        Row(f"{name}: validation loss", result.validation_loss, "nats a target token"),
+        Row(f"{name}: test loss", result.test_loss, "nats a target token", f"untuned {result.base_loss:.4g}"),
+        Row(
+            f"{name}: exact", result.exact, "share", f"95 % interval {low:.3f} to {high:.3f}, {result.samples} samples"
+        ),
     ]
-    figure = Figure(figsize=(11, 0.5 + 0.4 * len(results)), layout="constrained")
-    axes: Any = figure.subplots(1, len(panels), sharey=True)
-    names = [f"{result.name} ({result.trained / result.parameters:.2%})" for result in results]
-    for axis, (label, values) in zip(axes, panels, strict=True):
-        axis.barh(names, values, color="#33658a")
-        axis.set_xlabel(label)
-    axes[0].axvline(results[0].base_loss, color="#777777", linestyle=":", label="untuned")
-    axes[0].legend(loc="best")
-    axes[0].invert_yaxis()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def figure(results: Mapping[str, Sequence[Result]]) -> Figure:
+    """Exact matches with their intervals, test loss, memory and time of each way; a colour for each data set."""
+    ways = list(dict.fromkeys(result.way for group in results.values() for result in group))
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(11, 1.2 + 0.4 * len(ways)), layout="constrained")
+        exact, loss, memory, seconds = drawn.subplots(1, 4, sharey=True)
+        for number, (colour, (data, group)) in enumerate(zip((BLUE, ORANGE), results.items(), strict=False)):
+            places = [ways.index(result.way) + 0.24 * (number - (len(results) - 1) / 2) for result in group]
+            style: dict[str, Any] = {"color": colour, "marker": "o", "linestyle": "none", "markersize": 5}
+            exact.hlines(places, *zip(*(result.interval for result in group), strict=True), color=colour, linewidth=2)
+            exact.plot([result.exact for result in group], places, **style, label=data)
+            loss.plot([result.test_loss for result in group], places, **style)
+            loss.axvline(group[0].base_loss, color=colour, linestyle=":", linewidth=1)
+            memory.plot([result.memory / GB for result in group], places, **style)
+            seconds.plot([result.seconds for result in group], places, **style)
+        exact.set_yticks(range(len(ways)), ways)
+        exact.invert_yaxis()
+        drawn.legend(loc="outside upper center", ncols=len(results))
+        exact.set_xlabel("exact matches, 95 % interval")
+        loss.set_xlabel("test loss, nats a target token\n(dotted: untuned)")
+        memory.set_xlabel("peak memory, GB")
+        memory.set_xlim(left=0)
+        seconds.set_xlabel("training, s")
+        seconds.set_xlim(left=0)
+        for axes in (exact, loss, memory, seconds):
+            axes.tick_params(color=GREY)
+    return drawn
 
 
 if __name__ == "__main__":

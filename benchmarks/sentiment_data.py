@@ -24,23 +24,29 @@ CLEAR = 0.5
 
 def write(package: Path, folder: Path) -> None:
     """The files in `folder`, from the source package of vaderSentiment 3.3.1."""
-    if hashlib.sha256(package.read_bytes()).hexdigest() != SHA256:
-        raise SystemExit(f"{package}: not the file whose sha256 is {SHA256}")
-    rated = {text: rating for kind in LABELLED for text, rating in _read(package, kind)}
-    parts: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
-    texts = []
-    for text, rating in rated.items():
-        part = _part(text)
-        if part == "train":
-            texts.append(text)
-        if abs(rating) >= CLEAR:
-            parts[part].append((text, "positive" if rating > 0 else "negative"))
-    texts += [text for kind in UNLABELLED for text, _ in _read(package, kind)]
     folder.mkdir(parents=True, exist_ok=True)
-    for part, rows in parts.items():
+    for part, rows in labelled(package).items():
         with (folder / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *rows])
+    texts = [text for text in _rated(package) if _part(text) == "train"]
+    texts += [text for kind in UNLABELLED for text, _ in _read(package, kind)]
     (folder / "unlabelled.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+
+
+def labelled(package: Path) -> dict[str, list[tuple[str, str]]]:
+    """(text, label) of each part."""
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    for text, rating in _rated(package).items():
+        if abs(rating) >= CLEAR:
+            parts[_part(text)].append((text, "positive" if rating > 0 else "negative"))
+    return parts
+
+
+def _rated(package: Path) -> dict[str, float]:
+    """The mean rating of each text; raises SystemExit if the package is another one."""
+    if hashlib.sha256(package.read_bytes()).hexdigest() != SHA256:
+        raise SystemExit(f"{package}: not the file whose sha256 is {SHA256}")
+    return {text: rating for kind in LABELLED for text, rating in _read(package, kind)}
 
 
 def _read(package: Path, kind: str) -> list[tuple[str, float]]:

@@ -1,41 +1,42 @@
 """Full fine-tuning, LoRA and prefix tuning of an encoder-decoder model on sentiment: the same data, steps and model.
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.1
-    python benchmarks/seq2seq.py vaderSentiment-3.3.1.tar.gz work/seq2seq
+    python benchmarks/seq2seq.py vaderSentiment-3.3.1.tar.gz work/seq2seq --seconds 600
 
-Makes a small T5 (small_t5.py) and the data (sentiment_data.py) in the given folder, runs the workflow there on two
-cores, one thread a job, and writes benchmarks/results/seq2seq.json, docs/results/seq2seq.csv and seq2seq.png. What the
-folder has already is not made again. Figures of time are CPU seconds, which other work on the machine disturbs little.
+Makes a small T5 (small_t5.py) and the data (sentiment_data.py) in the given folder and runs every stage there, with as
+many steps as there is time for. After each run seq2seq.json, seq2seq.csv, seq2seq.md and seq2seq.png are written anew
+into the folder. On a GPU the time is that of the training steps and the memory the allocator's peak; on a CPU they are
+the train stage's CPU seconds and the whole process's memory.
 """
 
 import argparse
 import csv
 import json
-import subprocess
+import os
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import sentiment_data
 import small_t5
-import torch
-import yaml
 from matplotlib.figure import Figure
-from measure import SCRIPTS
+from pipeline import Pipeline, gpus
 from table import Row, write
+from timed_runs import TimedRuns
 
-sys.path.insert(0, str(SCRIPTS))
-
+from corax import config
 from corax.artifact import open_artifact
 from corax.confidence import wilson
 from corax.plots import BLUE, GREEN, INK, ORANGE, STYLE, save_png
 
-RESULTS = SCRIPTS.parent / "docs" / "results"
-METHODS = {"full": 1e-3, "lora": 3e-3, "prefix_tuning": 1e-2}
+METHODS = {"full": 1e-3, "lora": 3e-3, "prefix_tuning": 3e-2}
 """The learning rate of each."""
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, r = 16", "prefix_tuning": "prefix tuning, 20 tokens"}
 COLOURS = dict(zip(METHODS, (BLUE, ORANGE, GREEN), strict=True))
+LEAST_STEPS, MOST_STEPS = 100, 600
 MB = 1e6
 
 
@@ -44,54 +45,77 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
     parser.add_argument("folder", type=Path, help="folder to work in")
-    parser.add_argument("--pretraining-steps", type=int, default=20_000, help="of 32 texts (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="of about 32 samples (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=600, help="in which to end (default: %(default)s)")
+    parser.add_argument(
+        "--pretraining", type=float, default=120, help="seconds of them for the T5 (default: %(default)s)"
+    )
+    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time on a GPU (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="steps of each run instead of as many as there is time for")
     arguments = parser.parse_args()
+    began = time.monotonic()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    print("$ " + shlex.join(["python", *sys.argv]), flush=True)
     folder = arguments.folder.resolve()
-    if not (folder / "data").is_dir():
-        sentiment_data.write(arguments.package, folder / "data")
-    if not (folder / "small-t5" / "config.json").is_file():
-        torch.set_num_threads(1)
-        texts = (folder / "data" / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
-        losses = small_t5.make(texts, folder / "small-t5", arguments.pretraining_steps)
-        (folder / "span-corruption.json").write_text(json.dumps(losses) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(configuration(arguments.steps)))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SCRIPTS.parent / "Snakefile"), "--cores", "2"]
-    subprocess.run([*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml")], check=True)
-    results = {method: read(folder, method) for method in METHODS}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    save_csv(results)
-    save_png(figure(results), RESULTS / "seq2seq.png")
-    save_json(results)
+    devices = gpus(folder, arguments.at_once)
+    try:
+        if not (folder / "data").is_dir():
+            sentiment_data.write(arguments.package, folder / "data")
+        if not (folder / "small-t5" / "config.json").is_file():
+            texts = (folder / "data" / "unlabelled.txt").read_text(encoding="utf-8").splitlines()
+            losses = small_t5.make(texts, folder / "small-t5", arguments.pretraining)
+            (folder / "span-corruption.json").write_text(json.dumps(losses) + "\n")
+        checked = config.check(configuration(folder, on_gpu=devices[0].number != ""))
+        left = arguments.seconds - (time.monotonic() - began)
+        runs = TimedRuns(Pipeline(checked, folder), list(METHODS), devices, left, ("full", "lora"))
+        runs.all(lambda finished: save(folder, finished), LEAST_STEPS, MOST_STEPS, arguments.steps)
+        if runs.finished:
+            print((folder / "seq2seq.md").read_text())
+    finally:
+        for device in devices:
+            device.close()
 
 
-def configuration(steps: int) -> dict[str, Any]:
+def configuration(folder: Path, on_gpu: bool) -> dict[str, Any]:
     """Three runs that differ in the method and its learning rate."""
-    columns = {"prompt_column": "text", "completion_column": "label"}
+    plan = {"max_length": 4096, "packs_per_step": 1, "validation_samples": 300}
     runs = {
         method: {
             "model": "small-t5",
             "dataset": "reviews",
-            "plan": {"max_length": 512, "packs_per_step": 2, "max_steps": steps, "validation_samples": 300},
+            "plan": {**plan, "device": "h100-80gb" if on_gpu else "cpu"},
             "tuning": {"method": method},
             "lora": {"r": 16},
-            "train": {"learning_rate": rate, "bits": 16, "eval_steps": steps // 6, "save_steps": steps, "threads": 1},
-            "sample": {"held_out_prompts": 5000, "temperature": 0, "max_new_tokens": 6, "batch_size": 64, "threads": 1},
-            "merge": {"threads": 1},
-            "evaluate": {"test_samples": 200, "threads": 1},
+            "train": {
+                "learning_rate": rate,
+                "bits": 16,
+                "eval_steps": 25,
+                "save_steps": 10_000,
+                "deterministic": False,
+            },
+            "sample": {"held_out_prompts": 5000, "temperature": 0, "max_new_tokens": 6, "batch_size": 512},
+            "evaluate": {"test_samples": 200},
         }
         for method, rate in METHODS.items()
     }
     dataset = {
-        "download": {"source": "local", "path": "data"},
-        "detokenize": columns,
+        "download": {"source": "local", "path": str(folder / "data")},
+        "detokenize": {"prompt_column": "text", "completion_column": "label"},
         "pretokenize": {"prompt_header": "sentiment:"},
     }
     return {
-        "models": {"small-t5": {"source": "local", "path": "small-t5"}},
+        "models": {"small-t5": {"source": "local", "path": str(folder / "small-t5")}},
         "datasets": {"reviews": dataset},
         "runs": runs,
     }
+
+
+def save(folder: Path, methods: list[str]) -> None:
+    """Everything that is written of the finished runs."""
+    results = {method: read(folder, method) for method in methods}
+    save_csv(results, folder / "seq2seq.csv")
+    save_png(figure(results), folder / "seq2seq.png")
+    (folder / "seq2seq.md").write_text(table(results) + "\n")
+    save_json(results, folder)
 
 
 def read(folder: Path, method: str) -> dict[str, Any]:
@@ -102,14 +126,15 @@ def read(folder: Path, method: str) -> dict[str, Any]:
     right = [row["exact"] for row in scored["samples"]]
     metrics = [json.loads(line) for line in (run / "adapter" / "metrics.jsonl").read_text().splitlines()]
     measured = adapter.content["run"]
+    on_gpu = measured["peak_gpu_bytes"] is not None
     size = sum(entry["size"] for file, entry in adapter.files().items() if file.suffix == ".safetensors")
     return {
         "parameters": plan.facts["parameters"],
         "trainable": adapter.facts["trainable_parameters"],
+        "steps": adapter.facts["steps"],
         "megabytes": size / MB,
-        "cpu_seconds": measured["cpu_seconds"],
-        "peak_memory": (measured["peak_gpu_bytes"] or measured["peak_memory"]) / MB,
-        "seconds": measured["train_seconds"],
+        "seconds": measured["train_seconds"] if on_gpu else measured["cpu_seconds"],
+        "peak_memory": (measured["peak_gpu_bytes"] if on_gpu else measured["peak_memory"]) / MB,
         "validation": [(row["step"], row["validation_loss"]) for row in metrics if "validation_loss" in row],
         "accuracy": sum(right) / len(right),
         "interval": wilson(sum(right), len(right)),
@@ -126,23 +151,42 @@ def most_frequent(folder: Path) -> float:
     return max(labels.count(label) for label in set(labels)) / len(labels)
 
 
-def save_csv(results: dict[str, dict[str, Any]]) -> None:
-    """docs/results/seq2seq.csv, one row a method."""
-    with (RESULTS / "seq2seq.csv").open("w", newline="") as file:
+def save_csv(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """One row a method."""
+    with path.open("w", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(
-            ["method", "trainable", "share", "saved MB", "CPU seconds", "peak MB", "loss", "accuracy", "low", "high"]
+            ["method", "trainable", "share", "saved MB", "seconds", "peak MB", "loss", "accuracy", "low", "high"]
         )
         for method, result in results.items():
-            figures = (result["megabytes"], result["cpu_seconds"], result["peak_memory"], result["validation"][-1][1])
+            figures = (result["megabytes"], result["seconds"], result["peak_memory"], result["validation"][-1][1])
             quality = (result["accuracy"], *result["interval"])
             share = result["trainable"] / result["parameters"]
             numbers = [f"{number:.4g}" for number in (share, *figures, *quality)]
             lines.writerow([NAMES[method], result["trainable"], *numbers])
 
 
-def save_json(results: dict[str, dict[str, Any]]) -> None:
-    """benchmarks/results/seq2seq.json."""
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| method | trainable | saved | training | peak memory | validation loss | accuracy (95 % interval) |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for method, result in results.items():
+        low, high = result["interval"]
+        cells = [
+            NAMES[method],
+            f"{result['trainable']:,} ({result['trainable'] / result['parameters']:.2%})",
+            f"{result['megabytes']:.2f} MB",
+            f"{result['seconds']:.0f} s",
+            f"{result['peak_memory']:,.0f} MB",
+            f"{result['validation'][-1][1]:.3f}",
+            f"{result['accuracy']:.3f} ({low:.3f} to {high:.3f})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def save_json(results: dict[str, dict[str, Any]], folder: Path) -> None:
+    """seq2seq.json in the form of all benchmarks."""
     rows = []
     for method, result in results.items():
         low, high = result["interval"]
@@ -152,11 +196,12 @@ def save_json(results: dict[str, dict[str, Any]]) -> None:
             Row(f"{NAMES[method]}: validation loss", result["validation"][-1][1], "nats a target token"),
             Row(f"{NAMES[method]}: trainable", 100 * result["trainable"] / result["parameters"], "% of the weights"),
             Row(f"{NAMES[method]}: saved", result["megabytes"], "MB"),
-            Row(f"{NAMES[method]}: train stage", result["cpu_seconds"], "CPU seconds", result["device"]),
+            Row(f"{NAMES[method]}: training", result["seconds"], "s", f"{result['steps']} steps, {result['device']}"),
             Row(f"{NAMES[method]}: peak memory", result["peak_memory"], "MB", result["device"]),
         ]
-    rows.append(Row("always the most frequent label: accuracy", results["full"]["most_frequent"], "share"))
-    write("seq2seq", rows)
+    frequent = next(iter(results.values()))["most_frequent"]
+    rows.append(Row("always the most frequent label: accuracy", frequent, "share"))
+    write("seq2seq", rows, folder, show=False)
 
 
 def figure(results: dict[str, dict[str, Any]]) -> Figure:
@@ -173,7 +218,7 @@ def figure(results: dict[str, dict[str, Any]]) -> Figure:
         left.set_xlabel("optimizer step")
         left.set_ylabel("validation loss, nats a target token")
         left.legend()
-        right.axvline(results["full"]["most_frequent"], color=INK, linewidth=0.8, linestyle=":")
+        right.axvline(next(iter(results.values()))["most_frequent"], color=INK, linewidth=0.8, linestyle=":")
         right.set_yticks(range(len(results)), [NAMES[method] for method in results])
         right.invert_yaxis()
         right.set_xlabel("test accuracy, 95 % interval\n(dotted: most frequent label)")

@@ -66,10 +66,11 @@ class Row:
         return {**keys, "goal": self.goal, "holds": self.holds}
 
 
-def write(name: str, rows: Sequence[Row], folder: Path = FOLDER) -> None:
+def write(name: str, rows: Sequence[Row], folder: Path = FOLDER, show: bool = True) -> None:
     """Print the rows, and write them with machine, versions and commit to <folder>/<name>.json."""
     contents = [row.content() for row in rows]
-    print(_table(contents))
+    if show:
+        print(_table(contents))
     versions = {package: version for package in PACKAGES if (version := _version(package))}
     result = {
         "machine": f"{_processor()}, {os.cpu_count()} CPUs, {_gpu() or 'no GPU'}",

@@ -19,8 +19,11 @@ from corax import artifact, cli, sources, vocabulary
 from corax.settings.download import command_line
 from corax.settings.plan import TRAIN_KEYS
 from corax.settings.train import TrainSettings
+from corax.merge import memory as merge_memory
+from corax.plan import devices
 from corax import config as corax_config
 from corax.containers import enter, names
+from corax.harness import task_file
 from corax.errors import CoraxError
 
 # containers/bin has the `apptainer` that Snakemake finds; without a container `python` is the one that runs Snakemake.
@@ -52,6 +55,10 @@ wildcard_constraints:
     shard="[0-9]+",
 
 
+# Runs that lm-evaluation-harness evaluates too.
+HARNESSED = [name for name, each in CONFIG.runs.items() if each.harness.tasks]
+
+
 # What a job's container sees of the host besides its working folder: docs/containers.md.
 os.environ.update(CORAX_BIND=",".join(enter.outside(CONFIG, REPOSITORY)))
 IMAGES = {name: f"{ROOT}{names.image(REPOSITORY, name)}" for name in names.LOCKS}
@@ -59,14 +66,15 @@ IMAGES = {name: f"{ROOT}{names.image(REPOSITORY, name)}" for name in names.LOCKS
 
 def missing_images():
     """The images that are not there, if jobs run in containers."""
-    wanted = IMAGES.values() if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method else ()
-    return [image for image in wanted if not Path(image).is_file()]
+    if DeploymentMethod.APPTAINER not in workflow.deployment_settings.deployment_method:
+        return []
+    return [IMAGES[name] for name in names.wanted(bool(HARNESSED)) if not Path(IMAGES[name]).is_file()]
 
 
 # Before the first job; a dry run may say what a changed lock will make run again.
 onstart:
     if missing_images():
-        sys.exit(f"error: {', '.join(missing_images())}: missing; build with: make images")
+        sys.exit(f"error: {', '.join(missing_images())}: missing; build with: {names.command(bool(HARNESSED))}")
 
 
 def dataset(wildcards):
@@ -113,6 +121,11 @@ def local_data(wildcards):
     return [source.path.replace("{shard}", str(int(wildcards.shard)))] if source.source == "local" else []
 
 
+def task_files(wildcards):
+    """The task files of lm-evaluation-harness and their data: an edited one is run again."""
+    return [str(file) for task in task_file.read_all(run(wildcards).harness.tasks) for file in task.files]
+
+
 def launcher(wildcards):
     """What starts the ranks: nothing for one."""
     devices = run(wildcards).plan.devices
@@ -133,6 +146,15 @@ def gpu(wildcards):
 def more_on_retry(mem_mb):
     """Memory that grows with every attempt: the first may have run out of it."""
     return lambda wildcards, attempt: attempt * mem_mb
+
+
+def merging_mb(wildcards, input, attempt):
+    """The memory of the merge job in MB, by the model's files; more on a retry, <TBD> as long as they are missing."""
+    Path(input.model).stat()
+    files = artifact.read_manifest(Path(input.model)).files()
+    weights = [entry["size"] for file, entry in files.items() if file.suffix == ".safetensors"]
+    gpu = devices.GPUS.get(run(wildcards).plan.device)
+    return attempt * (merge_memory.main_memory(weights, gpu.memory if gpu else 0) // 10**6)
 
 
 def planned(plan):
@@ -182,6 +204,7 @@ def artifacts():
             found.update(shards(each.dataset, kind))
         found.update(f"results/runs/{name}/{folder}/manifest.json" for folder in ("plan", "adapter", "merged"))
         found.update(f"results/runs/{name}/{file}.manifest.json" for file in ("samples", "evaluation"))
+    found.update(f"results/runs/{name}/harness.manifest.json" for name in HARNESSED)
     return sorted(found)
 
 

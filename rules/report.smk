@@ -4,6 +4,7 @@
 rule report:
     input:
         evaluations=expand("results/runs/{run}/evaluation.manifest.json", run=CONFIG.runs),
+        harness=expand("results/runs/{run}/harness.manifest.json", run=HARNESSED),
         script=script("report"),
         modules=modules("report"),
         template=repository_file("report/report.html.j2"),

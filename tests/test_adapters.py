@@ -127,10 +127,10 @@ def test_what_is_loaded_and_merged_is_what_was_trained(name: str, folders: dict[
     elif tuning.method not in stages.module("merge").MERGED:
         write_beside(folder, adapter, tuning.method, merged, torch.float32, CPU)
     else:
-        base = seen_in_training(folder, train.model_dump(), torch.float32, CPU) if train.bits == 4 else None
+        base = seen_in_training(folder, train.model_dump(), torch.float32) if train.bits == 4 else {}
         if is_plain(adapter):
             lora = adapter / "adapter_model.safetensors"
-            write_merged(folder, lora, read_adapter(folder, adapter), merged, 1, CPU, base)
+            write_merged(folder, lora, read_adapter(folder, adapter), {merged: base}, 1)
         else:
             write_changed(folder, read_changes(folder, adapter), merged, base)
     found = GeneralEngine(load_plain(merged, torch.float32, CPU)).target_logits(a_batch())
@@ -159,7 +159,7 @@ def test_tied_embeddings_are_trained_as_one_and_merge_as_one(folders: dict[str, 
     seen = GeneralEngine(model).target_logits(a_batch())
     save(model, tmp_path / "adapter", None, folder)
     copy(folder, tmp_path / "merged")
-    write_changed(folder, read_changes(folder, tmp_path / "adapter"), tmp_path / "merged", None)
+    write_changed(folder, read_changes(folder, tmp_path / "adapter"), tmp_path / "merged", {})
     found = GeneralEngine(load_plain(tmp_path / "merged", torch.float32, CPU)).target_logits(a_batch())
     plain = GeneralEngine(load_plain(folder, torch.float32, CPU)).target_logits(a_batch())
     assert largest_difference(found, seen) < 0.5 * largest_difference(plain, seen)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from prepared import Prepared
 from corax import hardware, metrics
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
-from corax.evaluation import Score, compare, first_rows, score_sample
+from corax.evaluation import Score, compare, first_rows, sample_tensors, score_sample
 from corax.model import load_adapter, load_plain, load_quantised
 from corax.tokens import TokenShards
 
@@ -67,6 +68,40 @@ def by_hand(folder: Path, prepared: Prepared) -> dict[str, float]:
             hits.append(int(logits[position - 1].argmax()) == ids[position])
     loss = float(np.mean(losses))
     return {"loss": loss, "perplexity": float(np.exp(loss)), "token_accuracy": float(np.mean(hits))}
+
+
+@pytest.fixture(scope="module")
+def adapter(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes the model: peft's own starts with B = 0."""
+    torch.manual_seed(1)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+    adapted = peft.get_peft_model(load_plain(prepared.model, torch.float32, CPU), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    path = tmp_path_factory.mktemp("trained") / "adapter"
+    with Artifact(path, stage="train", inputs=[prepared.model], settings={"lora": {"r": 4}}) as artifact:
+        adapted.save_pretrained(str(artifact.path))
+    return path
+
+
+def test_the_merged_model_is_evaluated_like_the_adapter(
+    prepared: Prepared, adapter: Path, samples: Path, tmp_path: Path
+) -> None:
+    """The held-out loss of evaluation.json is that of the adapter on its 4-bit base, up to rounding of the weights."""
+    inputs = ["--model", prepared.model, "--adapter", adapter, "--tokens", prepared.tokens]
+    stages.call("merge", *inputs, "--output", tmp_path / "merged", "--merge.held_out_samples", 2)
+    output = tmp_path / "evaluation.json"
+    stages.call("evaluate", *arguments(prepared, tmp_path / "merged", samples, output))
+    shards = TokenShards([prepared.tokens], "test")
+    trained = load_adapter(load_quantised(prepared.model, torch.float32, CPU), adapter)
+    expected = Score.total(
+        [score_sample(trained, *sample_tensors(shards, *row, CPU)) for row in first_rows(shards, ROWS)]
+    ).figures()
+    found = json.loads(output.read_text())["held_out"]
+    untuned, merged = (abs(found[name]["loss"] - expected["loss"]) for name in ("base", "tuned"))
+    assert untuned > 0.01
+    assert merged < untuned / 10
 
 
 def test_script_as_a_program(prepared: Prepared, tuned: Path, samples: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ CORAX_LONG=1 .venv/bin/pytest tests/test_real_run.py      runs it on the CPU, wi
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ import stages
 import tiny
 import yaml
 
-from corax import config
+from corax import cli, config
 from corax.artifact import open_artifact
+from corax.errors import CoraxError
 
 PROGRAM = stages.REPOSITORY / "benchmarks" / "real_run.py"
 CONFIGURATION = stages.REPOSITORY / "benchmarks" / "real_run.yaml"
@@ -51,27 +54,63 @@ def test_its_command_lines_are_those_of_the_stages(program: Any, tmp_path: Path)
     (tmp_path / "model").mkdir()
     called: list[str] = []
 
-    class Recorded(program.RealRun):  # type: ignore[misc, name-defined]
-        def stage(self, stage: str, *arguments: object, log: str = "", **sections: Any) -> None:
-            options = [text for name, values in sections.items() for text in program.cli.options(values, name)]
+    class Recorded(program.Pipeline):  # type: ignore[misc, name-defined]
+        def stage(self, stage: str, *arguments: object, log: str = "", gpu: Any = None, **sections: Any) -> None:
+            options = [text for name, values in sections.items() for text in cli.options(values, name)]
             stages.module(stage).build_parser().parse_args([*map(str, arguments), *options])
             called.append(stage)
+            if stage == "plan":
+                (tmp_path / program.PACE / "plan").mkdir(parents=True, exist_ok=True)
+                plan = {"train": {"tokens": 100 * program.PACE_STEPS}}
+                (tmp_path / program.PACE / "plan" / "plan.json").write_text(json.dumps(plan))
 
-        def pace(self, train_seconds: float) -> int:
-            self.plan(Path("pace"), program.PACE_STEPS)
-            self.train(Path("pace"), Path("adapter"), "pace")
-            return 7
+        def measured(self, folder: Path) -> dict[str, Any]:
+            return {"tokens_per_second": 50.0}
 
     checked = config.check(small(tmp_path / "model"))
-    Recorded(checked, "real", tmp_path).all(1.0)
+    program.run_all(Recorded(checked, tmp_path), "real", None, 6.0)
     shards = ["generate", "detokenize", "pretokenize"] * 2
     once = ["download", "plan", "train", "plan", "train", "merge", "sample", "evaluate", "report"]
     assert sorted(called) == sorted(shards + once)
     assert called[-6:] == ["plan", "train", "merge", "sample", "evaluate", "report"]
+    assert program.steps_within(Recorded(checked, tmp_path), 6.0) == 3  # 50 of 100 tokens a second
+
+
+def test_a_script_that_fails_says_why(program: Any, tmp_path: Path) -> None:
+    """In a process that waited for it, as on a GPU: the error is the last line of its log, and others still run."""
+    checked = config.check(small(tiny.model_folder(tmp_path / "model", "chatml")))
+    gpu = program.Gpu("", tmp_path)
+    try:
+        with pytest.raises(CoraxError, match=r"logs/merge-real\.log: merge ended with 2: .*results/models/\S+"):
+            program.Pipeline(checked, tmp_path).merge("real", gpu)
+        assert gpu.run([str(stages.SCRIPTS / "merge.py"), "--help"], tmp_path / "help.log") == 0
+        assert "--adapter" in (tmp_path / "help.log").read_text()
+    finally:
+        gpu.close()
+
+
+@pytest.mark.parametrize("jobs", [0, 1, 5])
+def test_side_by_side_does_every_job_once_and_goes_on_after_an_error(
+    jobs: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    pipeline = importlib.import_module("pipeline")
+    done: list[str] = []
+
+    def work(job: str, device: SimpleNamespace) -> None:
+        done.append(job)
+        if job == "1":
+            raise CoraxError("no such file")
+
+    pipeline.side_by_side([str(job) for job in range(jobs)], [SimpleNamespace(runs=2)] * 2, work)
+    assert sorted(done) == [str(job) for job in range(jobs)]
+    assert ("error: 1: no such file" in capsys.readouterr().out) == (jobs > 1)
 
 
 def test_the_configuration_of_the_gpu_run_is_valid(tmp_path: Path) -> None:
     values = config.read(CONFIGURATION)
+    (root,) = re.findall(r"^ROOT=\$\{ROOT:-(\S+)\}$", (PROGRAM.parent / "carried.sh").read_text(), re.MULTILINE)
+    assert values["models"]["smollm2-135m"]["path"] == f"{root}/model"  # where carried.sh puts it
     values["models"]["smollm2-135m"]["path"] = str(tmp_path)
     checked = config.check(values)
     assert len(checked.datasets["quantum"].generate.configurations) == 32  # type: ignore[union-attr]
@@ -91,4 +130,4 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert (results / "report.html").is_file()
     plan = open_artifact(results / "runs" / "real" / "plan")
     assert plan.content["settings"]["plan"]["max_steps"] >= 1
-    assert set(json.loads((tmp_path / "run" / "seconds.json").read_text())) >= {"download", "train", "sample", "report"}
+    assert set(json.loads((tmp_path / "run" / "seconds.json").read_text())) >= {"train", "sample", "report"}

@@ -10,18 +10,20 @@ from pydantic import Field, ValidationError, model_validator
 
 from corax import sweep, tasks, vocabulary
 from corax.errors import CoraxError
+from corax.harness import task_file
 from corax.settings.base import Name, Settings, one_line
 from corax.settings.detokenize import DetokenizeSettings
 from corax.settings.download import DataSource, LocalSource, Source, UrlSource
 from corax.settings.evaluate import EvaluateSettings
 from corax.settings.generate import GenerateSettings
+from corax.settings.harness import HarnessSettings
 from corax.settings.lora import LoraSettings
 from corax.settings.merge import MergeSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.pretokenize import PretokenizeSettings
 from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import NEW_TOKENS, TuningSettings, conflict
+from corax.settings.tuning import NEW_TOKENS, TuningSettings, conflict, undividable
 
 
 class Dataset(Settings):
@@ -74,6 +76,8 @@ class Run(Settings):
     """Sampling."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Evaluation."""
+    harness: HarnessSettings = HarnessSettings()
+    """Evaluation by lm-evaluation-harness, if it names task files."""
     sweep: dict[str, Annotated[list[bool | int | float | str], Field(min_length=1)]] = {}
     """A grid: values to try for `model`, `dataset` or section.key, such as lora.r. The run becomes one run for each
     combination, named after its values."""
@@ -81,7 +85,9 @@ class Run(Settings):
     @model_validator(mode="after")
     def _settings_agree(self) -> "Run":
         # Whether the model has an encoder, where packing matters less, is known once it is there: `train` asks again.
-        problem = conflict(self.tuning, self.lora, self.train, self.plan.packing, has_encoder=True)
+        problem = conflict(self.tuning, self.lora, self.train, self.plan.packing, has_encoder=True) or undividable(
+            self.train, self.plan.devices, has_encoder=False
+        )
         if problem:
             raise ValueError(problem)
         return self
@@ -116,7 +122,7 @@ def check(values: Mapping[str, Any], origin: str = "config.yaml") -> Config:
     """The configuration as typed settings, its sweeps as runs.
 
     Raises CoraxError with one line naming `origin` (the file), the key, what was found and what is
-    allowed, also for a task, vocabulary or local source that does not exist.
+    allowed, also for a task, vocabulary, local source or task file of the harness that does not exist.
     """
     try:
         config = Config.model_validate(values)
@@ -135,6 +141,11 @@ def check(values: Mapping[str, Any], origin: str = "config.yaml") -> Config:
             vocabulary.load(dataset.detokenize.vocabulary)
         except CoraxError as error:
             raise CoraxError(f"{origin}: datasets.{name}.detokenize.vocabulary: {error}") from None
+    for name, run in config.runs.items():
+        try:
+            task_file.read_all(run.harness.tasks, run.harness.num_fewshot)
+        except CoraxError as error:
+            raise CoraxError(f"{origin}: runs.{name}.harness.tasks: {error}") from None
     for key, source, shards in _sources(config):
         for shard in range(shards):
             path = Path(source.path.replace("{shard}", str(shard)))

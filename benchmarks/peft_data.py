@@ -6,7 +6,6 @@ Alpaca's: three tasks on lists of words (sort, reverse, capitals), made by rule.
 product reviews with the sentiment that people gave them (sentiment_data.py). The same bytes each time.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -46,8 +45,4 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
-    parser.add_argument("folder", type=Path, help="folder to write")
-    arguments = parser.parse_args()
-    write(arguments.package, arguments.folder)
+    sentiment_data.program(str(__doc__), write)

@@ -8,7 +8,6 @@ sampled and evaluated. After each run peft_comparison.py's table, plot and figur
 One H100 needs about half an hour for all sixteen: 30 steps of 8 samples, and 20 s before the first.
 """
 
-import argparse
 import os
 import shlex
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import peft_comparison
 import peft_data
+import timed_runs
 from pipeline import REPOSITORY, Pipeline, gpus
 from timed_runs import TimedRuns
 
@@ -41,20 +41,14 @@ LEAST_STEPS, MOST_STEPS = 30, 400
 
 def main() -> None:
     """Make, run, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
-    parser.add_argument("folder", type=Path, help="folder to work in")
+    parser = timed_runs.parser(str(__doc__), seconds=1800)
     parser.add_argument("--model", required=True, type=Path, help="folder of SmolLM2-135M")
-    parser.add_argument("--seconds", type=float, default=1800, help="in which to end (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="steps of each run instead of as many as there is time for")
-    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time on a GPU (default: %(default)s)")
     parser.add_argument("--only", nargs="+", help="only these runs, such as lora-alpaca")
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     print("$ " + shlex.join(["python", *sys.argv]), flush=True)
     folder = args.folder.resolve()
-    devices = gpus(folder, args.at_once)
-    try:
+    with gpus(folder, args.at_once) as devices:
         if not (folder / "data").is_dir():
             peft_data.write(args.package, folder / "data")
         on_gpu = devices[0].number != ""
@@ -70,9 +64,6 @@ def main() -> None:
         runs.all(compare, LEAST_STEPS, MOST_STEPS, args.steps)
         if runs.finished:
             print((folder / "peft.md").read_text())
-    finally:
-        for device in devices:
-            device.close()
 
 
 def configuration(model: Path, data: Path, on_gpu: bool) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +93,20 @@ class Gpu:
             )
 
 
-def gpus(root: Path, trainings: int = 1) -> list[Gpu]:
+@contextmanager
+def gpus(root: Path, trainings: int = 1) -> Iterator[list[Gpu]]:
     """The GPUs that this process may see, the CPU if there is none, for so many trainings at a time on each."""
     import torch
 
     root.mkdir(parents=True, exist_ok=True)
     count = torch.cuda.device_count()
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    return [Gpu(number, root, trainings) for number in (seen[:count] or [""])]
+    found = [Gpu(number, root, trainings) for number in (seen[:count] or [""])]
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.close()
 
 
 class Pipeline:

@@ -69,13 +69,10 @@ def main() -> None:
     print("$ " + shlex.join(["python", *sys.argv]), flush=True)
     try:
         checked = config.check(config.read(args.configuration), str(args.configuration))
-        gpu, *others = gpus(args.into)
-        for other in others:
-            other.close()
-        try:
+        with gpus(args.into) as (gpu, *others):
+            for other in others:
+                other.close()
             run_all(Pipeline(checked, args.into), next(iter(checked.runs)), gpu, args.seconds)
-        finally:
-            gpu.close()
     except CoraxError as error:
         sys.exit(f"error: {error}")
 

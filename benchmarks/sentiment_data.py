@@ -14,6 +14,7 @@ import csv
 import hashlib
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 SHA256 = "6ea3b53f1835a1bb9125cbb9872e8740bd506ab1d9f2266d0c63109b858d71af"
@@ -63,9 +64,14 @@ def _part(text: str) -> str:
     return "test" if place < 0.1 else "validation" if place < 0.15 else "train"
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def program(description: str, write: Callable[[Path, Path], None]) -> None:
+    """The command line of a program that writes a folder from the source package."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
     parser.add_argument("folder", type=Path, help="folder to write")
     arguments = parser.parse_args()
     write(arguments.package, arguments.folder)
+
+
+if __name__ == "__main__":
+    program(str(__doc__), write)

@@ -9,7 +9,6 @@ into the folder. On a GPU the time is that of the training steps and the memory 
 the train stage's CPU seconds and the whole process's memory.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import matplotlib
 import sentiment_data
 import small_t5
+import timed_runs
 from matplotlib.figure import Figure
 from pipeline import Pipeline, gpus
 from table import Row, write
@@ -42,22 +42,16 @@ MB = 1e6
 
 def main() -> None:
     """Make, run and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
-    parser.add_argument("folder", type=Path, help="folder to work in")
-    parser.add_argument("--seconds", type=float, default=600, help="in which to end (default: %(default)s)")
+    parser = timed_runs.parser(str(__doc__), seconds=600)
     parser.add_argument(
         "--pretraining", type=float, default=120, help="seconds of them for the T5 (default: %(default)s)"
     )
-    parser.add_argument("--at-once", type=int, default=1, help="trainings at a time on a GPU (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="steps of each run instead of as many as there is time for")
     arguments = parser.parse_args()
     began = time.monotonic()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     print("$ " + shlex.join(["python", *sys.argv]), flush=True)
     folder = arguments.folder.resolve()
-    devices = gpus(folder, arguments.at_once)
-    try:
+    with gpus(folder, arguments.at_once) as devices:
         if not (folder / "data").is_dir():
             sentiment_data.write(arguments.package, folder / "data")
         if not (folder / "small-t5" / "config.json").is_file():
@@ -70,9 +64,6 @@ def main() -> None:
         runs.all(lambda finished: save(folder, finished), LEAST_STEPS, MOST_STEPS, arguments.steps)
         if runs.finished:
             print((folder / "seq2seq.md").read_text())
-    finally:
-        for device in devices:
-            device.close()
 
 
 def configuration(folder: Path, on_gpu: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ runs = TimedRuns(pipeline, names, devices, seconds=300, paced=("lora", "full"))
 runs.all(compare)
 """
 
+import argparse
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -92,6 +93,17 @@ class TimedRuns:
             seconds = time.monotonic() - began
         steps: float = self.pipeline.measured(folder)["train_seconds"]
         return steps / PACE_STEPS, seconds - steps
+
+
+def parser(description: str, seconds: float) -> argparse.ArgumentParser:
+    """The options that programs with timed runs share; `seconds` is the default."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("package", type=Path, help="vaderSentiment-3.3.1.tar.gz")
+    result.add_argument("folder", type=Path, help="folder to work in")
+    result.add_argument("--seconds", type=float, default=seconds, help="in which to end (default: %(default)s)")
+    result.add_argument("--steps", type=int, help="steps of each run instead of as many as there is time for")
+    result.add_argument("--at-once", type=int, default=1, help="trainings at a time on a GPU (default: %(default)s)")
+    return result
 
 
 def _way(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import stages
 import torch
-from prepared import Prepared
+from prepared import PLAN_OPTIONS, Prepared
 
 from corax.artifact import read_manifest
 from corax.model import load_quantised
@@ -146,5 +146,4 @@ def test_a_killed_training_ends_with_the_same_bytes(
 def plan_options(prepared: Prepared, options: tuple[object, ...]) -> list[object]:
     """A plan of twelve short steps on one H100 with these settings of the run."""
     inputs = ("--model", prepared.model, "--tokens", prepared.tokens, "--plan.device", "h100-80gb")
-    sizes = ("--plan.max_length", 1536, "--plan.packs_per_step", 2, "--plan.max_steps", 12)
-    return [*inputs, *sizes, "--lora.r", 4, *options]
+    return [*inputs, *PLAN_OPTIONS, "--lora.r", 4, *options]

@@ -21,6 +21,8 @@ COLUMNS = 512
 """Columns that are multiplied together."""
 OVERFLOW = 0x7F7F8000
 """The smallest bits of a float32 without its sign that round to no finite bfloat16."""
+INFINITY = 0x7F800000
+"""Those of infinity; above are those that are no number."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -52,11 +54,10 @@ class Product:
 
         `bases` (bases × rows × columns) is bfloat16 or float32. Returns whether all sums are finite.
         """
-        b = self.b[first:]
+        product = self.b[first:], self.a, self.scale
         if bases.dtype == torch.bfloat16:
-            return bool(_add_to_bfloat16(bases.view(torch.int16).numpy(), b, self.a, self.scale) < OVERFLOW)
-        _add_to_float32(bases.numpy(), b, self.a, self.scale)
-        return bool(bases.isfinite().all())
+            return bool(_add(bases.view(torch.int16).numpy(), *product, _add_to_bfloat16) < OVERFLOW)
+        return bool(_add(bases.numpy(), *product, _add_to_float32) < INFINITY)
 
 
 @compiled
@@ -77,19 +78,19 @@ def _multiply(b: Any, first: int, a: Any, sums: Any) -> None:
 
 
 @compiled
-def _add_to_bfloat16(bits: Any, b: Any, a: Any, scale: np.float32) -> np.uint32:
-    """To numbers as int16; returns the bits of the largest sum without its sign, before rounding."""
-    bases, rows, _ = bits.shape
+def _add(bases: Any, b: Any, a: Any, scale: np.float32, add_row: Any) -> np.uint32:
+    """Add to `bases` by `add_row`; returns the bits of the largest sum without its sign, before rounding."""
+    count, rows, _ = bases.shape
     sums = np.empty((ROWS, COLUMNS), np.float32)
     largest = np.uint32(0)
     for block in range(len(a)):
         start = block * COLUMNS
         for row in range(0, rows, ROWS):
             _multiply(b, row, a[block], sums)
-            for base in range(bases):
+            for base in range(count):
                 for i in range(min(ROWS, rows - row)):
-                    part = bits[base, row + i, start : start + COLUMNS]
-                    largest = max(largest, _add_row(part, sums[i], scale))
+                    part = bases[base, row + i, start : start + COLUMNS]
+                    largest = max(largest, add_row(part, sums[i], scale))
     return largest
 
 
@@ -101,7 +102,8 @@ def nearest_bfloat16(bits: np.uint32) -> np.int16:
 
 
 @compiled
-def _add_row(bits: Any, sums: Any, scale: np.float32) -> np.uint32:
+def _add_to_bfloat16(bits: Any, sums: Any, scale: np.float32) -> np.uint32:
+    """To numbers as int16."""
     largest = np.uint32(0)
     for j in range(len(bits)):
         weight = np.uint32(np.uint32(bits[j]) << np.uint32(16)).view(np.float32)
@@ -112,15 +114,10 @@ def _add_row(bits: Any, sums: Any, scale: np.float32) -> np.uint32:
 
 
 @compiled
-def _add_to_float32(values: Any, b: Any, a: Any, scale: np.float32) -> None:
-    bases, rows, _ = values.shape
-    sums = np.empty((ROWS, COLUMNS), np.float32)
-    for block in range(len(a)):
-        start = block * COLUMNS
-        for row in range(0, rows, ROWS):
-            _multiply(b, row, a[block], sums)
-            for base in range(bases):
-                for i in range(min(ROWS, rows - row)):
-                    part = values[base, row + i, start : start + COLUMNS]
-                    for j in range(len(part)):
-                        part[j] += scale * sums[i, j]
+def _add_to_float32(values: Any, sums: Any, scale: np.float32) -> np.uint32:
+    largest = np.uint32(0)
+    for j in range(len(values)):
+        total = np.float32(values[j] + scale * sums[j])
+        largest = max(largest, np.uint32(total.view(np.uint32) & np.uint32(0x7FFFFFFF)))
+        values[j] = total
+    return largest

@@ -160,14 +160,10 @@ def _moments(training: Training) -> Iterator[list[Component]]:
 def _dequantised_base(training: Training) -> list[Component]:
     if not dequantised(training):
         return []
-    number = training.device.compute_bytes
-    weights, matrices = training.model.linear_parameters, _matrices(training)
+    model, number = training.model, training.device.compute_bytes
+    weights, matrices = model.linear_parameters, model.blocks * sum(each.matrix for each in projections(training))
     how = f"({weights:,} + {matrices - weights:,} of A and B) × {number} bytes"
     return [part("base: its values in 16 bits", matrices * number, how)]
-
-
-def _matrices(training: Training) -> int:
-    return training.model.blocks * sum(each.matrix for each in projections(training))
 
 
 def _activations(training: Training, layers: int, whole: int) -> list[Component]:

@@ -40,6 +40,7 @@ class FastEngine:
         self.device = self.decoder.norm.weight.device
         self.dropout = float(model.peft_config["default"].lora_dropout)
         self.norm = self.decoder.norm
+        self.eps = float(self.norm.variance_epsilon)
         count = len(self.decoder.layers)
         is_tied = self.decoder.embed_tokens.weight is self.base.lm_head.weight
         self.decoder.embed_tokens.to(self.device if kept >= count or is_tied else "cpu")
@@ -54,8 +55,7 @@ class FastEngine:
         """Cross-entropy summed over the targets of a pack (on the CPU), in nats; `seed` None: no dropout."""
         hidden = self._hidden(batch, seed)
         targets = batch.targets.to(self.device, non_blocking=True)
-        eps = float(self.norm.variance_epsilon)
-        loss: torch.Tensor = HeadLoss.apply(hidden, self.norm.weight, eps, self.base.lm_head.weight, targets)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = HeadLoss.apply(hidden, self.norm.weight, self.eps, self.base.lm_head.weight, targets)  # type: ignore[no-untyped-call]
         return loss
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class FastEngine:
         """Logits (n, vocabulary) at the positions that predict a target."""
         hidden = self._hidden(batch, None)
         normal = torch.empty_like(hidden)
-        rms_norm(hidden, self.norm.weight, float(self.norm.variance_epsilon), normal)
+        rms_norm(hidden, self.norm.weight, self.eps, normal)
         logits: torch.Tensor = normal @ self.base.lm_head.weight.t()
         return logits
 

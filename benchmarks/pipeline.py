@@ -130,30 +130,31 @@ class Pipeline:
                 each.result()
             list(pool.map(lambda each: self._make_tokens(*each), tokens))
 
-    def plan(self, name: str, steps: int, folder: Path | None = None) -> None:
-        """Plan so many steps."""
+    def plan(self, name: str, steps: int | None = None, folder: Path | None = None) -> None:
+        """Plan so many steps, or as the configuration says."""
         run = self.configuration.runs[name]
-        settings = PlanSettings(**{**run.plan.model_dump(), "max_steps": steps})
+        settings = PlanSettings(**{**run.plan.model_dump(), "max_steps": steps or run.plan.max_steps})
         output = (folder or self.folder(name)) / "plan"
         sections = {"plan": settings, "lora": run.lora, "tuning": run.tuning, "train": run.train}
         inputs = ("--model", self._model(name), "--tokens", *self._tokens(name))
         self.stage("plan", *inputs, "--output", output, log=f"-{output.parent.name}", **sections)
 
     def train(self, name: str, gpu: Gpu, folder: Path | None = None) -> None:
-        """Train as planned."""
+        """Train as planned: on `gpu`, or with a rank on each GPU that this process sees."""
         run = self.configuration.runs[name]
         folder = folder or self.folder(name)
         work = ("--work", Path("work", folder.name))
         inputs = ("--model", self._model(name), "--plan", folder / "plan", "--tokens", *self._tokens(name), *work)
         sections = {"lora": run.lora, "tuning": run.tuning, "train": run.train}
-        self.stage("train", *inputs, "--output", folder / "adapter", log=f"-{folder.name}", gpu=gpu, **sections)
+        place = gpu if run.plan.devices == 1 else run.plan.devices
+        self.stage("train", *inputs, "--output", folder / "adapter", log=f"-{folder.name}", place=place, **sections)
 
     def merge(self, name: str, gpu: Gpu) -> None:
         """The adapter added onto the base."""
         folder = self.folder(name)
         inputs = ("--model", self._model(name), "--adapter", folder / "adapter", "--tokens", *self._tokens(name))
         settings = self.configuration.runs[name].merge
-        self.stage("merge", *inputs, "--output", folder / "merged", log=f"-{name}", gpu=gpu, merge=settings)
+        self.stage("merge", *inputs, "--output", folder / "merged", log=f"-{name}", place=gpu, merge=settings)
 
     def sample(self, name: str, gpu: Gpu) -> None:
         """Completions of the tuned model."""
@@ -163,7 +164,7 @@ class Pipeline:
         inputs = ("--model", folder / "merged", "--text", *texts, "--task", dataset.task)
         output = ("--work", Path("work", name, "samples"), "--output", folder / "samples.parquet")
         sections = {"sample": run.sample, "pretokenize": dataset.pretokenize}
-        self.stage("sample", *inputs, *output, log=f"-{name}", gpu=gpu, **sections)
+        self.stage("sample", *inputs, *output, log=f"-{name}", place=gpu, **sections)
 
     def evaluate(self, name: str, gpu: Gpu) -> None:
         """Base against tuned model."""
@@ -171,7 +172,7 @@ class Pipeline:
         models = ("--base", self._model(name), "--tuned", folder / "merged", "--tokens", *self._tokens(name))
         samples = ("--samples", folder / "samples.parquet", "--task", self.configuration.datasets[run.dataset].task)
         output = ("--output", folder / "evaluation.json")
-        self.stage("evaluate", *models, *samples, *output, log=f"-{name}", gpu=gpu, evaluate=run.evaluate)
+        self.stage("evaluate", *models, *samples, *output, log=f"-{name}", place=gpu, evaluate=run.evaluate)
 
     def report(self, names: Sequence[str]) -> None:
         """One page for these runs."""
@@ -186,20 +187,22 @@ class Pipeline:
         measured: dict[str, Any] = open_artifact(self.root / folder / "adapter").content["run"]
         return measured
 
-    def stage(
-        self, stage: str, *arguments: object, log: str = "", gpu: Gpu | None = None, **sections: Settings
-    ) -> None:
-        """Run a stage's script in `root`; raises CoraxError with the end of its log if it fails."""
+    def stage(self, stage: str, *arguments: object, log: str = "", place: Gpu | int = 1, **sections: Settings) -> None:
+        """Run a stage's script in `root`: in a process of a GPU, or as so many ranks, which see every GPU.
+
+        Raises CoraxError with the end of its log if it fails.
+        """
         options = [option for section, values in sections.items() for option in cli.options(values, section)]
         command = [str(SCRIPTS / f"{stage}.py"), *map(str, arguments), *options]
         path = (self.root / "logs" / f"{stage}{log}.log").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if gpu is None:
-            with path.open("w") as file:
-                again = [sys.executable, *command]
-                code = subprocess.run(again, cwd=self.root, stdout=file, stderr=subprocess.STDOUT).returncode
+        if isinstance(place, Gpu):
+            code = place.run(command, path)
         else:
-            code = gpu.run(command, path)
+            launcher = [] if place == 1 else [str(SCRIPTS / "launch.py"), "--ranks", str(place)]
+            with path.open("w") as file:
+                started = [sys.executable, *launcher, *command]
+                code = subprocess.run(started, cwd=self.root, stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
             last = (path.read_text().strip().splitlines() if path.exists() else []) or ["see imports.log"]
             raise CoraxError(f"{path}: {stage} ended with {code}: {last[-1]}")

@@ -1,10 +1,10 @@
 """A configuration from data to report without Snakemake: its first run, the stages' scripts in order, on this machine.
 
-    python benchmarks/real_run.py benchmarks/real_run.yaml --into work/real --seconds 200
+    python benchmarks/real_run.py benchmarks/real_run.yaml --into work/real --seconds 400
 
-Shards are made side by side. Training is planned twice: a short one measures tokens a second, from which follow the
-steps that take the seconds given. The folder has the layout of docs/artifacts.md, a log a stage in logs/, and
-`seconds.json`: what each stage took.
+Shards are made side by side. Training takes every GPU that this process sees, and as many steps as the configuration
+says; where a short training shows that they would take longer than the seconds given, as many as fit. The folder has
+the layout of docs/artifacts.md, a log a stage in logs/, and `seconds.json`: what each stage took.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pipeline import Gpu, Pipeline, gpus
 
@@ -40,8 +41,11 @@ def run_all(pipeline: Pipeline, name: str, gpu: Gpu, train_seconds: float) -> No
     timed("model, text and tokens", lambda: pipeline.prepare([name]))
     timed("plan of the short training", lambda: pipeline.plan(name, PACE_STEPS, PACE))
     timed("short training", lambda: pipeline.train(name, gpu, PACE))
-    steps = steps_within(pipeline, train_seconds)
-    timed("plan", lambda: pipeline.plan(name, steps))
+    timed("plan", lambda: pipeline.plan(name))
+    possible, planned = steps_within(pipeline, train_seconds), read_plan(pipeline, pipeline.folder(name))["steps"]
+    print(f"{planned} steps planned, {possible} fit into {train_seconds:.0f} s", flush=True)
+    if possible < planned:
+        timed("plan of fewer steps", lambda: pipeline.plan(name, possible))
     timed("train", lambda: pipeline.train(name, gpu))
     timed("merge", lambda: pipeline.merge(name, gpu))
     timed("sample", lambda: pipeline.sample(name, gpu))
@@ -52,10 +56,15 @@ def run_all(pipeline: Pipeline, name: str, gpu: Gpu, train_seconds: float) -> No
 def steps_within(pipeline: Pipeline, seconds: float) -> int:
     """The steps that fit into `seconds`, by the pace of the short training."""
     pace = pipeline.measured(PACE)["tokens_per_second"]
-    tokens = json.loads((pipeline.root / PACE / "plan" / "plan.json").read_text())["train"]["tokens"] / PACE_STEPS
-    steps = max(1, int(seconds * pace / tokens))
-    print(f"{pace:.0f} tokens/s, {tokens:.0f} tokens a step: {steps} steps", flush=True)
-    return steps
+    tokens = read_plan(pipeline, PACE)["train"]["tokens"] / PACE_STEPS
+    print(f"{pace:.0f} tokens/s, {tokens:.0f} tokens a step", flush=True)
+    return max(1, int(seconds * pace / tokens))
+
+
+def read_plan(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
+    """The plan in a run's folder."""
+    found: dict[str, Any] = json.loads((pipeline.root / folder / "plan" / "plan.json").read_text())
+    return found
 
 
 def main() -> None:
@@ -63,16 +72,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configuration", type=Path, help="YAML file as for Snakemake")
     parser.add_argument("--into", required=True, type=Path, help="folder to work in")
-    parser.add_argument("--seconds", type=float, default=200, help="seconds of training (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=400, help="of training at most (default: %(default)s)")
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     print("$ " + shlex.join(["python", *sys.argv]), flush=True)
     try:
-        checked = config.check(config.read(args.configuration), str(args.configuration))
+        values = config.read(args.configuration)
+        name = next(iter(values["runs"]))
         with gpus(args.into) as (gpu, *others):
             for other in others:
                 other.close()
-            run_all(Pipeline(checked, args.into), next(iter(checked.runs)), gpu, args.seconds)
+            if gpu.number:
+                values["runs"][name]["plan"]["devices"] = 1 + len(others)
+            checked = config.check(values, str(args.configuration))
+            run_all(Pipeline(checked, args.into), name, gpu, args.seconds)
     except CoraxError as error:
         sys.exit(f"error: {error}")
 

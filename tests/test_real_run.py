@@ -49,31 +49,35 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("real_run")
 
 
-def test_its_command_lines_are_those_of_the_stages(program: Any, tmp_path: Path) -> None:
-    """Every stage once for the run (training twice), and once for each shard, with options that its script knows."""
+@pytest.mark.parametrize(("planned", "plans"), [(3, 1), (4, 2)])
+def test_its_command_lines_are_those_of_the_stages(planned: int, plans: int, program: Any, tmp_path: Path) -> None:
+    """Every stage once for the run (training twice), and once for each shard, with options that its script knows.
+
+    Six seconds of training are three steps here: a plan with more is made again.
+    """
     (tmp_path / "model").mkdir()
     called: list[str] = []
 
     class Recorded(program.Pipeline):  # type: ignore[misc, name-defined]
-        def stage(self, stage: str, *arguments: object, log: str = "", gpu: Any = None, **sections: Any) -> None:
+        def stage(self, stage: str, *arguments: object, log: str = "", place: Any = None, **sections: Any) -> None:
             options = [text for name, values in sections.items() for text in cli.options(values, name)]
-            stages.module(stage).build_parser().parse_args([*map(str, arguments), *options])
+            parsed = stages.module(stage).build_parser().parse_args([*map(str, arguments), *options])
             called.append(stage)
             if stage == "plan":
-                (tmp_path / program.PACE / "plan").mkdir(parents=True, exist_ok=True)
-                plan = {"train": {"tokens": 100 * program.PACE_STEPS}}
-                (tmp_path / program.PACE / "plan" / "plan.json").write_text(json.dumps(plan))
+                steps = sections["plan"].max_steps or planned
+                (tmp_path / parsed.output).mkdir(parents=True, exist_ok=True)
+                plan = {"steps": steps, "train": {"tokens": 100 * steps}}
+                (tmp_path / parsed.output / "plan.json").write_text(json.dumps(plan))
 
         def measured(self, folder: Path) -> dict[str, Any]:
             return {"tokens_per_second": 50.0}
 
     checked = config.check(small(tmp_path / "model"))
-    program.run_all(Recorded(checked, tmp_path), "real", None, 6.0)
+    program.run_all(Recorded(checked, tmp_path), "real", None, 6.0)  # 50 tokens a second, 100 a step
     shards = ["generate", "detokenize", "pretokenize"] * 2
-    once = ["download", "plan", "train", "plan", "train", "merge", "sample", "evaluate", "report"]
-    assert sorted(called) == sorted(shards + once)
-    assert called[-6:] == ["plan", "train", "merge", "sample", "evaluate", "report"]
-    assert program.steps_within(Recorded(checked, tmp_path), 6.0) == 3  # 50 of 100 tokens a second
+    last = [*["plan"] * plans, "train", "merge", "sample", "evaluate", "report"]
+    assert sorted(called) == sorted([*shards, "download", "plan", "train", *last])
+    assert called[-len(last) :] == last
 
 
 def test_a_script_that_fails_says_why(program: Any, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from corax.settings.base import Settings  # noqa: E402
 from corax.settings.download import command_line  # noqa: E402
 from corax.settings.plan import PlanSettings  # noqa: E402
 
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 32
 """Stages on the CPU that run at once."""
 READY = """
 import json, os, runpy, sys

@@ -1,10 +1,10 @@
 """A configuration from data to report without Snakemake: its first run, the stages' scripts in order, on this machine.
 
-    python benchmarks/real_run.py benchmarks/real_run.yaml --into work/real --seconds 400
+    python benchmarks/real_run.py benchmarks/real_run.yaml --into work/real
 
-Shards are made side by side. Training takes every GPU that this process sees, and as many steps as the configuration
-says; where a short training shows that they would take longer than the seconds given, as many as fit. The folder has
-the layout of docs/artifacts.md, a log a stage in logs/, and `seconds.json`: what each stage took.
+Shards are made side by side, and training takes every GPU that this process sees. With `--seconds` a short training
+comes first: where it shows that all steps would take longer, as many are planned as fit. The folder has the layout of
+docs/artifacts.md, a log a stage in logs/, and `seconds.json`: what each stage took.
 """
 
 import argparse
@@ -27,8 +27,8 @@ PACE_STEPS = 30
 """Steps of the training that measures tokens a second."""
 
 
-def run_all(pipeline: Pipeline, name: str, gpu: Gpu, train_seconds: float) -> None:
-    """Every stage of a run, with `train_seconds` of training, without what comes before its first step."""
+def run_all(pipeline: Pipeline, name: str, gpu: Gpu, train_seconds: float | None = None) -> None:
+    """Every stage of a run, with at most `train_seconds` of training, without what comes before its first step."""
     seconds: dict[str, float] = {}
 
     def timed(what: str, work: Callable[[], None]) -> None:
@@ -39,13 +39,14 @@ def run_all(pipeline: Pipeline, name: str, gpu: Gpu, train_seconds: float) -> No
         (pipeline.root / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n")
 
     timed("model, text and tokens", lambda: pipeline.prepare([name]))
-    timed("plan of the short training", lambda: pipeline.plan(name, PACE_STEPS, PACE))
-    timed("short training", lambda: pipeline.train(name, gpu, PACE))
     timed("plan", lambda: pipeline.plan(name))
-    possible, planned = steps_within(pipeline, train_seconds), read_plan(pipeline, pipeline.folder(name))["steps"]
-    print(f"{planned} steps planned, {possible} fit into {train_seconds:.0f} s", flush=True)
-    if possible < planned:
-        timed("plan of fewer steps", lambda: pipeline.plan(name, possible))
+    if train_seconds is not None:
+        timed("plan of the short training", lambda: pipeline.plan(name, PACE_STEPS, PACE))
+        timed("short training", lambda: pipeline.train(name, gpu, PACE))
+        possible, planned = steps_within(pipeline, train_seconds), read_plan(pipeline, pipeline.folder(name))["steps"]
+        print(f"{planned} steps planned, {possible} fit into {train_seconds:.0f} s", flush=True)
+        if possible < planned:
+            timed("plan of fewer steps", lambda: pipeline.plan(name, possible))
     timed("train", lambda: pipeline.train(name, gpu))
     timed("merge", lambda: pipeline.merge(name, gpu))
     timed("sample", lambda: pipeline.sample(name, gpu))
@@ -72,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configuration", type=Path, help="YAML file as for Snakemake")
     parser.add_argument("--into", required=True, type=Path, help="folder to work in")
-    parser.add_argument("--seconds", type=float, default=400, help="of training at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="of training at most (default: all steps)")
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     print("$ " + shlex.join(["python", *sys.argv]), flush=True)

@@ -20,7 +20,7 @@
 # make bench-driver   the cost of Snakemake itself
 # make verify  recompute every hash of every artifact
 # make images  build the container images, without root; BASE=debian where no container registry is reached,
-#              TORCH=cpu where there are no GPUs, HARNESS=1 for lm-evaluation-harness too
+#              TORCH=cpu where there are no GPUs, HARNESS=1 for lm-evaluation-harness too, GGUF=1 for GGUF export
 # make check-images    recompute the content digests of the images
 # make shell STAGE=train    a shell in the container of a stage, as its jobs see it
 # make lock    remake the lists of pinned packages from envs/*.in
@@ -40,7 +40,7 @@ demo: $(INSTALLED)
 	$(BIN)/snakemake --cores $(CORES)
 	@echo "The report: results/report.html"
 
-test: $(INSTALLED) work/packages/harness
+test: $(INSTALLED) work/packages/harness work/packages/gguf
 	$(BIN)/pytest --numprocesses $(CORES) --dist loadfile
 
 test-presets: $(INSTALLED)
@@ -109,7 +109,7 @@ lock: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" envs/lock.sh
 
 images: $(INSTALLED)
-	$(BIN)/python scripts/images.py build --base "$(BASE)" --torch "$(TORCH)" $(if $(HARNESS),--harness)
+	$(BIN)/python scripts/images.py build --base "$(BASE)" --torch "$(TORCH)" $(if $(HARNESS),--harness) $(if $(GGUF),--gguf)
 
 check-images: $(INSTALLED)
 	$(BIN)/python scripts/images.py check
@@ -131,6 +131,13 @@ bench-wild: $(INSTALLED)
 work/packages/%: envs/%.txt $(INSTALLED)
 	rm -rf $@
 	$(BIN)/pip install --quiet --no-deps --require-hashes --target $@ --requirement $<
+
+# What GGUF export needs besides is no package that pip could install: llama.cpp's converter.
+work/packages/gguf: envs/gguf.txt envs/llama-cpp.txt envs/llama-cpp-build.txt $(INSTALLED)
+	rm -rf $@ $@.part
+	$(BIN)/pip install --quiet --no-deps --require-hashes --target $@.part --requirement $<
+	$(BIN)/python scripts/images.py converter $@.part
+	mv $@.part $@
 
 test-pytheus: work/packages/pytheus
 	PYTHONPATH=$< $(BIN)/pytest -m pytheus tests/test_pytheus.py

@@ -25,6 +25,7 @@ include: "rules/merge.smk"
 include: "rules/sample.smk"
 include: "rules/evaluate.smk"
 include: "rules/harness.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 
 

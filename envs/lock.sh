@@ -35,6 +35,8 @@ for name in workflow data train; do
     compile "$name"
 done
 compile cuda
+compile gguf --constraint local.txt
+compile llama-cpp-build --constraint local.txt
 
 # What lm-evaluation-harness adds to train.txt. Three packages that it asks for have no wheel, and nothing that is used
 # here imports them: they are for its cache of answers and for some of the tasks that come with it.

@@ -57,6 +57,8 @@ wildcard_constraints:
 
 # Runs that lm-evaluation-harness evaluates too.
 HARNESSED = [name for name, each in CONFIG.runs.items() if each.harness.tasks]
+# Runs whose merged model becomes a GGUF file too.
+EXPORTED = [name for name, each in CONFIG.runs.items() if each.gguf.outtype]
 
 
 # What a job's container sees of the host besides its working folder: docs/containers.md.
@@ -68,13 +70,14 @@ def missing_images():
     """The images that are not there, if jobs run in containers."""
     if DeploymentMethod.APPTAINER not in workflow.deployment_settings.deployment_method:
         return []
-    return [IMAGES[name] for name in names.wanted(bool(HARNESSED)) if not Path(IMAGES[name]).is_file()]
+    return [IMAGES[name] for name in names.wanted(CONFIG.optional_images) if not Path(IMAGES[name]).is_file()]
 
 
 # Before the first job; a dry run may say what a changed lock will make run again.
 onstart:
     if missing_images():
-        sys.exit(f"error: {', '.join(missing_images())}: missing; build with: {names.command(bool(HARNESSED))}")
+        build = names.command(CONFIG.optional_images)
+        sys.exit(f"error: {', '.join(missing_images())}: missing; build with: {build}")
 
 
 def dataset(wildcards):
@@ -205,6 +208,7 @@ def artifacts():
         found.update(f"results/runs/{name}/{folder}/manifest.json" for folder in ("plan", "adapter", "merged"))
         found.update(f"results/runs/{name}/{file}.manifest.json" for file in ("samples", "evaluation"))
     found.update(f"results/runs/{name}/harness.manifest.json" for name in HARNESSED)
+    found.update(f"results/runs/{name}/gguf/manifest.json" for name in EXPORTED)
     return sorted(found)
 
 

@@ -31,10 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Print the problems; exit code 2 if there are any."""
     settings, chosen, folder = config.load(args.configfile), profile.read(args.profile), Path.cwd()
-    harness = any(run.harness.tasks for run in settings.runs.values())
     found = [*profile.problems(chosen), *storage.problems(settings, folder)]
     if chosen.uses_containers():
-        found += [*images.problems(REPOSITORY, harness), *storage.bind_problems()]
+        found += [*images.problems(REPOSITORY, settings.optional_images), *storage.bind_problems()]
     found += [*slurm.problems(settings, chosen, folder), *hub.problems(settings, folder)]
     for line in found:
         print(f"error: {line}", file=sys.stderr)

@@ -2,10 +2,12 @@
 
     python scripts/images.py build                  data and train, on the base of a container registry
     python scripts/images.py build --harness        that of lm-evaluation-harness too
+    python scripts/images.py build --gguf           that of GGUF export too
     python scripts/images.py build --base debian    on a Debian made here, where no registry is reached
     python scripts/images.py build --torch cpu      without CUDA: smaller, for machines without GPUs
     python scripts/images.py check                  recompute the content digests of the images
     python scripts/images.py shell train            a shell in the container of a stage, as its jobs see it
+    python scripts/images.py converter FOLDER       what GGUF export needs where there are no images
 
 Needs Apptainer, and no root. Packages come from envs/ with their hashes, through pip with this machine's settings;
 the build itself has no network. An image's name carries the digest of its recipe and locks.
@@ -17,7 +19,7 @@ import logging
 from pathlib import Path
 
 from corax import cli
-from corax.containers import build, enter, inspection, names, packages
+from corax.containers import build, converter, enter, inspection, names, packages
 from corax.errors import CoraxError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -26,7 +28,7 @@ log = logging.getLogger("corax")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One sub-command for each of the three."""
+    """One sub-command for each of the four."""
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = commands.add_parser("build", help="build the images that are missing", allow_abbrev=False)
@@ -38,11 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     each.add_argument("--torch", choices=packages.TORCH, default="cuda", help="which build of torch (default: cuda)")
     each.add_argument("--harness", action="store_true", help="also the image of lm-evaluation-harness")
+    each.add_argument("--gguf", action="store_true", help="also the image of GGUF export")
     commands.add_parser("check", help="recompute their content digests", allow_abbrev=False)
     each = commands.add_parser("shell", help="a shell in a stage's container", allow_abbrev=False)
     each.add_argument("stage", help="a stage with a rule, such as train")
     each.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="whose paths are bound")
     each.add_argument("--profile", type=Path, default=REPOSITORY / "profiles/slurm", help="whose apptainer-args hold")
+    each = commands.add_parser("converter", help="fetch llama.cpp's converter to GGUF", allow_abbrev=False)
+    each.add_argument("folder", type=Path, help="a folder on Python's path, where it is unpacked")
     return parser
 
 
@@ -50,10 +55,14 @@ def main(args: argparse.Namespace) -> None:
     """Do what the sub-command says; raises CoraxError."""
     images = {name: REPOSITORY / names.image(REPOSITORY, name) for name in names.LOCKS}
     if args.command == "build":
-        missing = {name: images[name] for name in names.wanted(args.harness) if not images[name].is_file()}
+        used = [name for name in names.OPTIONAL if vars(args)[name]]
+        missing = {name: images[name] for name in names.wanted(used) if not images[name].is_file()}
         _build(missing, args.base, args.torch)
     elif args.command == "check":
-        _check({name: images[name] for name in names.wanted(images["harness"].is_file())})
+        built = [name for name in names.OPTIONAL if images[name].is_file()]
+        _check({name: images[name] for name in names.wanted(built)})
+    elif args.command == "converter":
+        converter.unpack(REPOSITORY / "envs", args.folder)
     else:
         enter.shell(REPOSITORY, args.stage, args.configfile, args.profile)
 

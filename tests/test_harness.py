@@ -205,9 +205,9 @@ def test_its_image_is_wanted_by_its_users_only_and_sees_the_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert set(names.LOCKS["train"]) < set(names.LOCKS["harness"])
-    assert names.wanted(harness=False) == ["data", "train"]
-    assert names.wanted(harness=True) == ["data", "train", "harness"]
-    assert names.command(harness=True) != names.command(harness=False)
+    assert names.wanted() == ["data", "train"]
+    assert names.wanted(["harness"]) == ["data", "train", "harness"]
+    assert names.command(["harness"]) == "make images HARNESS=1"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     runs = {"r": {"model": "m", "dataset": "d", "harness": {"tasks": [str(SHIPPED / "colours.yaml")]}}}

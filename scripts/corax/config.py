@@ -16,6 +16,7 @@ from corax.settings.detokenize import DetokenizeSettings
 from corax.settings.download import DataSource, LocalSource, Source, UrlSource
 from corax.settings.evaluate import EvaluateSettings
 from corax.settings.generate import GenerateSettings
+from corax.settings.gguf import GgufSettings
 from corax.settings.harness import HarnessSettings
 from corax.settings.lora import LoraSettings
 from corax.settings.merge import MergeSettings
@@ -23,7 +24,7 @@ from corax.settings.plan import PlanSettings
 from corax.settings.pretokenize import PretokenizeSettings
 from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import NEW_TOKENS, TuningSettings, conflict, undividable
+from corax.settings.tuning import BESIDE, NEW_TOKENS, TuningSettings, conflict, undividable
 
 
 class Dataset(Settings):
@@ -78,6 +79,8 @@ class Run(Settings):
     """Evaluation."""
     harness: HarnessSettings = HarnessSettings()
     """Evaluation by lm-evaluation-harness, if it names task files."""
+    gguf: GgufSettings = GgufSettings()
+    """Export to GGUF, if it names a type."""
     sweep: dict[str, Annotated[list[bool | int | float | str], Field(min_length=1)]] = {}
     """A grid: values to try for `model`, `dataset` or section.key, such as lora.r. The run becomes one run for each
     combination, named after its values."""
@@ -90,6 +93,11 @@ class Run(Settings):
         )
         if problem:
             raise ValueError(problem)
+        if self.gguf.outtype and self.tuning.method in BESIDE:
+            raise ValueError(
+                f"gguf.outtype is {self.gguf.outtype!r}, allowed: null; what tuning.method {self.tuning.method!r} "
+                "trains lies beside the weights, and GGUF has no place for it"
+            )
         return self
 
 
@@ -116,6 +124,13 @@ class Config(Settings):
                     f"models.{run.model}, allowed: {', '.join(NEW_TOKENS)}"
                 )
         return self
+
+    @property
+    def optional_images(self) -> list[str]:
+        """The images (corax.containers.names.OPTIONAL) that some run uses."""
+        runs = self.runs.values()
+        used = {"harness": any(run.harness.tasks for run in runs), "gguf": any(run.gguf.outtype for run in runs)}
+        return [name for name, is_used in used.items() if is_used]
 
 
 def check(values: Mapping[str, Any], origin: str = "config.yaml") -> Config:

@@ -60,7 +60,7 @@ def project(account: Account) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def images(account: Account, project: Path) -> dict[str, Path]:
     """Both images in the project: built by `make images`' program, or links to those of an earlier session."""
-    found = {name: project / names.image(project, name) for name in names.wanted(harness=False)}
+    found = {name: project / names.image(project, name) for name in names.wanted()}
     if not all((KEPT_IMAGES / image.name).is_file() for image in found.values()):
         options = ["--base", "debian", "--torch", "cpu"]
         result = account.run(sys.executable, "scripts/images.py", "build", *options, cwd=project)

@@ -125,7 +125,7 @@ def changed(path: Path) -> Iterator[None]:
         os.utime(path, ns=times)
 
 
-@pytest.mark.parametrize("name", names.wanted(harness=False))
+@pytest.mark.parametrize("name", names.wanted())
 def test_a_changed_byte_of_a_lock_reruns_exactly_its_rules(
     account: Account, project: Path, contained: Path, name: str
 ) -> None:
@@ -229,7 +229,7 @@ def check(account: Account, project: Path, image: Path) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
-@pytest.mark.parametrize("name", names.wanted(harness=False))
+@pytest.mark.parametrize("name", names.wanted())
 def test_labels_and_digest_of_an_image(account: Account, project: Path, images: dict[str, Path], name: str) -> None:
     described = check(account, project, images[name])
     beside = json.loads(images[name].with_suffix(".json").read_text())

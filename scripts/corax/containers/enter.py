@@ -30,7 +30,7 @@ def shell(repository: Path, stage: str, configfile: Path, profile: Path) -> None
     name = _image_of(repository, stage)
     image = repository / names.image(repository, name)
     if not image.is_file():
-        raise CoraxError(f"{image}: missing; build it with: {names.command(name == 'harness')}")
+        raise CoraxError(f"{image}: missing; build it with: {names.command([name])}")
     settings = config.check(config.read(configfile), str(configfile))
     os.environ["CORAX_BIND"] = ",".join(outside(settings, repository))
     # As Snakemake starts a job: its options reach a shell as they are, and containers/bin/apptainer adds the others.

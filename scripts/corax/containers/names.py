@@ -5,34 +5,40 @@ or lock is another image, and the rules that name it run again.
 """
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 LOCKS = {
     "data": ("data.txt",),
     "train": ("train.txt", "cuda.txt"),
     "harness": ("train.txt", "harness.txt", "cuda.txt"),
+    "gguf": ("train.txt", "gguf.txt", "llama-cpp.txt", "llama-cpp-build.txt", "cuda.txt"),
 }
 """The images, and the lists in envs/ of the packages that each may install."""
+OPTIONAL = ("harness", "gguf")
+"""The images that only some configurations use."""
 SHARED = ("containers/base.sh", "containers/install.sh", "scripts/corax/containers/digest.py")
 """What the recipes of all images share."""
+OWN = {"gguf": ("scripts/corax/containers/converter.py",)}
+"""What decides one image besides its recipe and lists."""
 DIGITS = 12
 """Of the recipe's sha256, as many hexadecimal digits are in the file name."""
 
 
-def wanted(harness: bool) -> list[str]:
-    """The images that jobs need; that of lm-evaluation-harness only for those who use it."""
-    return [name for name in LOCKS if harness or name != "harness"]
+def wanted(used: Collection[str] = ()) -> list[str]:
+    """The images that jobs need; of the optional ones those that are `used`."""
+    return [name for name in LOCKS if name not in OPTIONAL or name in used]
 
 
-def command(harness: bool) -> str:
+def command(used: Collection[str] = ()) -> str:
     """What builds the images that are missing."""
-    return "make images HARNESS=1" if harness else "make images"
+    return " ".join(["make images", *(f"{name.upper()}=1" for name in OPTIONAL if name in used)])
 
 
 def parts(repository: Path, name: str) -> list[Path]:
     """The files that decide the image `name`."""
     locks = (f"envs/{lock}" for lock in LOCKS[name])
-    return [repository / part for part in (f"containers/{name}.def", *SHARED, *locks)]
+    return [repository / part for part in (f"containers/{name}.def", *SHARED, *OWN.get(name, ()), *locks)]
 
 
 def recipe_digest(repository: Path, name: str) -> str:

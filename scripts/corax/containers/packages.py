@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from corax.containers import converter
 from corax.errors import CoraxError
 
 log = logging.getLogger("corax")
@@ -30,12 +31,19 @@ LOGGED_LINES = 8
 
 
 def fetch(locks: list[Path], torch: str, folder: Path) -> None:
-    """Put the wheels of the lists, and `requirements.txt` with all their entries, into `folder`; raises CoraxError."""
+    """Put the wheels of the lists, and `requirements.txt` with all their entries, into `folder`; raises CoraxError.
+
+    For the list of llama.cpp's converter, whose package is no wheel, that is unpacked there.
+    """
     folder.mkdir()
-    entries = "".join(lock.read_text() for lock in locks if torch == "cuda" or lock.name != CUDA_LOCK)
+    left_out = {*converter.LOCKS, *([] if torch == "cuda" else [CUDA_LOCK])}
+    entries = "".join(lock.read_text() for lock in locks if lock.name not in left_out)
     requirements = folder / "requirements.txt"
     requirements.write_text(entries.replace(CUDA_TORCH, CPU_TORCH) if torch == "cpu" else entries)
     _download(requirements, folder)
+    for lock in locks:
+        if lock.name == converter.LOCK:
+            converter.unpack(lock.parent, folder)
 
 
 def _download(requirements: Path, folder: Path) -> None:

@@ -11,6 +11,8 @@ from corax.settings.train import TrainSettings
 Method = Literal["lora", "full", "ia3", "prompt_tuning", "prefix_tuning", "adaption_prompt"]
 VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning")
 """Methods that put trained tokens before a sample: in a pack only the first sample would see them."""
+BESIDE = (*VIRTUAL_TOKENS, "adaption_prompt")
+"""Methods whose result lies beside the base's weights, in peft's format: nothing can be merged."""
 NEW_TOKENS = ("lora", "full")
 """Methods that train the embeddings of a model's new tokens."""
 CHANGED_BASE = ("pissa", "olora")

@@ -1,0 +1,76 @@
+"""llama.cpp's converter to GGUF, out of the source package of llama-cpp-python.
+
+Its authors release it in no package of its own. pip fetches the source package and checks its hash, which it does only
+after asking the package's build backend for name and version: so that backend is pinned too. Nothing is compiled.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from corax.errors import CoraxError
+
+log = logging.getLogger("corax")
+
+PACKAGE = "llama_cpp_converter"
+"""The folder that the converter is unpacked to, beside installed packages."""
+LOCK, BACKEND_LOCK = LOCKS = "llama-cpp.txt", "llama-cpp-build.txt"
+"""In envs/: the source package, and what tells pip its version."""
+VENDORED = PurePosixPath("vendor/llama.cpp")
+PARTS = ("convert_hf_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE")
+"""What is taken of the vendored llama.cpp."""
+DESCRIPTION = "PKG-INFO"
+"""Says name and version of the source package."""
+LOGGED_LINES = 8
+
+
+def unpack(locks: Path, folder: Path) -> None:
+    """Fetch the source package that `locks` (the folder envs/) pins, and unpack its converter to `folder`/PACKAGE.
+
+    Raises CoraxError; what pip said is in the log then.
+    """
+    with tempfile.TemporaryDirectory() as space:
+        backend, fetched = Path(space, "backend"), Path(space, "fetched")
+        _pip("install", "--only-binary", ":all:", "--target", str(backend), "--requirement", str(locks / BACKEND_LOCK))
+        _pip(
+            *("download", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(fetched)),
+            *("--requirement", str(locks / LOCK)),
+            PYTHONPATH=str(backend),
+        )
+        (package,) = fetched.iterdir()
+        _extract(package, folder / PACKAGE)
+
+
+def _pip(command: str, *arguments: str, **environment: str) -> None:
+    words = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--require-hashes", "--no-input", *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, errors="replace", env={**os.environ, **environment})
+    if result.returncode != 0:
+        for line in result.stderr.splitlines()[-LOGGED_LINES:]:
+            log.info("pip: %s", line.strip())
+        raise CoraxError(f"pip cannot fetch llama.cpp's converter ({LOCK} in envs/), for the reason above")
+
+
+def _extract(package: Path, folder: Path) -> None:
+    """Write the converter's files of the source package `package` to `folder`."""
+    with tarfile.open(package) as archive:
+        for member in archive:
+            path = _target(PurePosixPath(*PurePosixPath(member.name).parts[1:]))
+            content = archive.extractfile(member) if path and member.isfile() else None
+            if path and content:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(content.read())
+
+
+def _target(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a file of the source package goes, relative to the converter's folder; None if it is not needed."""
+    if str(path) == DESCRIPTION:
+        return path
+    if path.is_relative_to(VENDORED):
+        inside = path.relative_to(VENDORED)
+        if any(inside.is_relative_to(part) for part in PARTS):
+            return inside
+    return None

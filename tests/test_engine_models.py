@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import Prepared
 
-from corax.model import load_quantised
+from corax import hardware
+from corax.model import load_plain, load_quantised
 from corax.settings.lora import LoraSettings
 from corax.settings.train import TrainSettings
 from corax.stop import StopRequest
@@ -142,6 +143,31 @@ def test_general_path_gives_the_same_with_explicit_boundaries(family: str, monke
         assert found == pytest.approx(loss, rel=1e-5)
         assert_close(gradients, wanted)
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@pytest.mark.parametrize("load", [load_quantised, load_plain])
+def test_adapters_compute_in_16_bits_where_the_base_does(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's types with the CPU's arithmetic: float32 weights, 16-bit products, the gradients of float32."""
+    lora, batch = LoraSettings(r=3), batch_of([(19, 4), (40, 5)])
+    adapter = engine_models.quantised(folder("narrow"), "llama", lora).state_dict()
+    adapter = {name: value for name, value in adapter.items() if ".lora_" in name}
+    cpu, rounded = torch.device("cpu"), folder("rounded")  # both types quantise the same weights
+    load_plain(folder("narrow"), torch.bfloat16, cpu).save_pretrained(rounded)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = add_adapter(load(rounded, dtype, cpu), lora, seed=1)
+        model.load_state_dict(adapter, strict=False)
+        monkeypatch.setattr(hardware, "compute_dtype", lambda device, dtype=dtype: dtype)
+        engine = GeneralEngine(model)
+        seen: list[torch.dtype] = []
+        for name, module in model.named_modules():
+            if name.endswith(("lora_A.default", "lora_B.default")):
+                module.register_forward_hook(lambda _, x, y, seen=seen: seen.extend((x[0].dtype, y.dtype)))
+        _, gradients = loss_and_gradients(engine, batch, seed=0)
+        assert set(seen) == {dtype}
+        found.append(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+    wide, narrow = found
+    assert torch.nn.functional.cosine_similarity(wide, narrow, dim=0) > 0.99
 
 
 @pytest.mark.parametrize(

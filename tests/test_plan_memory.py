@@ -15,12 +15,14 @@ from plan_trainings import CONFIGS, described, sizes, training
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from corax import hardware
 from corax.errors import CoraxError
 from corax.plan import architectures, devices, fast, fit, general, memory, model, speed, states
 from corax.plan.devices import GB, Device
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import TuningSettings
 from corax.train.adapter import add_adapter
+from corax.train.general import GeneralEngine
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
@@ -150,8 +152,11 @@ TINY_CODER = {"n_embd": 128, "n_inner": 512, "n_head": 8, "n_layer": 2, "vocab_s
         ("llama", "full", torch.float32, 0.0),
     ],
 )
-def test_what_a_block_keeps_against_autograd(family: str, method: str, dtype: torch.dtype, dropout: float) -> None:
+def test_what_a_block_keeps_against_autograd(
+    family: str, method: str, dtype: torch.dtype, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One block more in a real model makes autograd keep as many bytes more as estimated."""
+    monkeypatch.setattr(hardware, "compute_dtype", lambda device: dtype)
     config: dict[str, Any] = {"model_type": family, **(TINY_CODER if family == "gpt_bigcode" else TINY)}
     if family == "gemma2":
         config |= {"head_dim": 16, "attn_logit_softcapping": 50.0}
@@ -167,7 +172,10 @@ def test_what_a_block_keeps_against_autograd(family: str, method: str, dtype: to
         method=method,
     )
     kept = [_bytes_kept({**config, layers: blocks}, run, dtype) for blocks in (2, 3)]
-    assert kept[1] - kept[0] == pytest.approx(general.block_bytes(run)[0], rel=0.03)
+    copies = sum(copy.bytes for copy in general.copies(run)) / 2
+    if family == "phi3":  # on a CPU attention's output lies head by head here, and its adapter's input is a copy
+        copies += run.tokens * run.model.attention * dtype.itemsize
+    assert kept[1] - kept[0] == pytest.approx(general.block_bytes(run)[0] + copies, rel=0.03)
 
 
 def _bytes_kept(config: dict[str, Any], run: memory.Training, dtype: torch.dtype) -> int:
@@ -185,7 +193,7 @@ def _bytes_kept(config: dict[str, Any], run: memory.Training, dtype: torch.dtype
         return tensor
 
     positions = torch.arange(run.tokens // 2).repeat(2)[None]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), GeneralEngine(net).autocast:
         net(input_ids=torch.zeros(1, run.tokens, dtype=torch.long), position_ids=positions, use_cache=False)
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
 

@@ -6,7 +6,7 @@ The worst moment is either the loss or the backward pass of one block.
 from collections.abc import Iterator
 
 from corax.plan.memory import FLOAT32, Component, Training, part, total
-from corax.plan.states import exchange, gradients
+from corax.plan.states import exchange, gradients, trained_weights
 
 LOGIT_BYTES = 3 * FLOAT32
 """Bytes of a logit when its gradient is made: log-softmax, its gradient and the logit's, in float32."""
@@ -29,7 +29,7 @@ def _moments(training: Training) -> Iterator[list[Component]]:
         targets * model.vocabulary * LOGIT_BYTES,
         f"{targets:,} targets × {model.vocabulary:,} × {LOGIT_BYTES} bytes",
     )
-    copies = _copies(training)
+    narrow = copies(training)
     at_loss, at_block, at_end = _gathered(training) if training.sharded else [_workspace(training)] * 3
     if train.gradient_checkpointing:
         stream = FLOAT32 if training.tuning.method == "full" and not training.sharded else number
@@ -38,13 +38,13 @@ def _moments(training: Training) -> Iterator[list[Component]]:
         inputs = part("activations: inputs of blocks", size, sum_of)
         again = part("activations: one block, recomputed", block, how)
         # The copies are gone after the forward pass, the logits when the first block is recomputed.
-        yield [*before, inputs, *copies, *at_loss]
+        yield [*before, inputs, *narrow, *at_loss]
         yield [*before, inputs, logits, *at_loss]
         yield [*before, inputs, again, *at_block]
         yield [gradients(training), again, *at_block]
     else:
         every = part("activations: all blocks", model.blocks * block, f"{model.blocks} blocks × ({how})")
-        yield [*before, every, logits, *copies, *at_loss]
+        yield [*before, every, logits, *narrow, *at_loss]
         yield [*before, every, *at_block]
     yield [gradients(training), *exchange(training), *at_end]
 
@@ -76,9 +76,8 @@ def bytes_per_token(training: Training) -> float:
 def _method_bytes(training: Training) -> float:
     """Bytes a token and block for the gradients of what is trained.
 
-    LoRA: the inputs of the adapters, and their r middle values. Adapters compute in float32: from another type
-    each copies its input; with dropout each has its own dropped copy and the dropout's mask. All weights: the input of
-    every linear layer, and the norms' outputs. IA3: what it scales.
+    LoRA: the inputs of the adapters, and their r middle values; with dropout each adapter has its own dropped copy and
+    the dropout's mask. All weights: the input of every linear layer, and the norms' outputs. IA3: what it scales.
     """
     model, method, number = training.model, training.tuning.method, training.device.compute_bytes
     inputs_of_linears = (2 * model.hidden + model.intermediate) * number
@@ -92,13 +91,11 @@ def _method_bytes(training: Training) -> float:
     targets = model.targets(training.lora.target_modules).values()
     inputs = sum(width for _, width in targets) / model.blocks
     if training.lora.lora_dropout > 0:
-        mask = FLOAT32 if training.device.name == "cpu" else 1
-        adapters = inputs * (FLOAT32 + mask)
-    elif number != FLOAT32:
-        adapters = inputs * FLOAT32
+        mask = number if training.device.name == "cpu" else 1
+        adapters = inputs * (number + mask)
     else:
-        adapters = _distinct_inputs(training) * FLOAT32
-    return frozen + adapters + len(targets) / model.blocks * training.lora.r * FLOAT32
+        adapters = _distinct_inputs(training) * number
+    return frozen + adapters + len(targets) / model.blocks * training.lora.r * number
 
 
 def _distinct_inputs(training: Training) -> int:
@@ -145,13 +142,18 @@ def _is_gated(training: Training) -> bool:
     return training.model.family != "gpt_bigcode"
 
 
-def _copies(training: Training) -> list[Component]:
+def copies(training: Training) -> list[Component]:
     """Weights that are trained in float32, in the type of the products (torch.autocast keeps them for backward)."""
-    model, number = training.model, training.device.compute_bytes
-    if training.tuning.method != "full" or number == FLOAT32 or training.sharded:
+    model, method, number = training.model, training.tuning.method, training.device.compute_bytes
+    if number == FLOAT32 or training.sharded:
         return []
-    count = model.linear_parameters + model.vocabulary * model.hidden
-    return [part("all weights: in 16 bits", count * number, f"{count:,} of blocks and head × {number} bytes")]
+    if method == "full":
+        count = model.linear_parameters + model.vocabulary * model.hidden
+        return [part("all weights: in 16 bits", count * number, f"{count:,} of blocks and head × {number} bytes")]
+    if method == "lora":
+        count = trained_weights(training)
+        return [part("adapter: in 16 bits", count * number, f"{count:,} weights × {number} bytes")]
+    return []
 
 
 def _workspace(training: Training) -> list[Component]:

@@ -17,9 +17,9 @@ BUSY = 0.979
 HOST_SECONDS, HOST_SECONDS_DEQUANTISED = 0.0135, 0.0085
 """Seconds in which the host issues forward and backward pass of one fast layer, whatever its width, and with the
 dequantised base kept (short packs and small widths of plan-measured.json); a fifth more to compute it again."""
-FLOAT32_ADAPTER_BYTES, FLOAT32_ADAPTER_SHARE = (6, 28), 0.64
-"""Bytes for each input and output of a linear layer that peft's float32 adapter moves forward: the input cast, the
-output made, scaled, summed with the layer's and cast back; and the share of the bandwidth (plan-measured.json)."""
+ADAPTER_BYTES, ADAPTER_SHARE = (2, 12), 0.64
+"""Bytes for each input and output of a linear layer that peft's adapter moves forward: the input read, the output made,
+scaled, and summed with the layer's; and the share of the bandwidth (plan-measured.json)."""
 LINK_SHARE = 0.75
 """Of the speed between GPUs: what NCCL's exchanges of large tensors reach; rounded, not measured here."""
 OPTIMIZER_BYTES = 28
@@ -59,10 +59,10 @@ def seconds_per_pack(training: Training, tokens: float, targets: float, document
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
-    """As transformers and peft take, with peft's float32 adapters and exchanges between ranks."""
+    """As transformers and peft take, with peft's adapters and exchanges between ranks."""
     seconds = transformers_seconds(training, tokens, targets, document, learn)
     if training.tuning.method == "lora" and training.device.name != "cpu":
-        seconds += _float32_adapter_seconds(training, tokens, learn)
+        seconds += _adapter_seconds(training, tokens, learn)
     return max(seconds, _exchange_seconds(training, learn))
 
 
@@ -94,14 +94,14 @@ def transformers_seconds(training: Training, tokens: float, targets: float, docu
     return operations / device.flops + passes * model.linear_parameters * weight_bytes / device.bandwidth
 
 
-def _float32_adapter_seconds(training: Training, tokens: float, learn: bool) -> float:
-    """Seconds of what peft's float32 adapters read and write beside the products."""
+def _adapter_seconds(training: Training, tokens: float, learn: bool) -> float:
+    """Seconds of what peft's adapters read and write beside the products, in 16 bits."""
     model, device = training.model, training.device
     passes = 2.8 + training.train.gradient_checkpointing if learn else 1
-    inputs, outputs = FLOAT32_ADAPTER_BYTES
+    inputs, outputs = ADAPTER_BYTES
     adapted = [model.linears[name] for name in model.targets(training.lora.target_modules)]
     moved = sum(inputs * columns + outputs * rows for rows, columns in adapted)
-    return tokens * moved * passes / (FLOAT32_ADAPTER_SHARE * device.bandwidth)
+    return tokens * moved * passes / (ADAPTER_SHARE * device.bandwidth)
 
 
 def _exchange_seconds(training: Training, learn: bool) -> float:

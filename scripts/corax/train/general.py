@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, PromptLearningConfig, PromptTuningConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from corax import hardware
@@ -18,14 +19,17 @@ PACKED_ATTENTION = "corax_packed"
 class TransformersEngine:
     """What engines on transformers' own forward pass share; see `corax.train.engine.Engine`.
 
-    What is trained is in float32: other than LoRA's matrices, which peft casts, it is computed with in 16 bits where
-    the hardware has them.
+    What is trained is in float32; it is computed with in 16 bits where the hardware has them.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        self.autocast = _autocast(model)
+        dtype = hardware.compute_dtype(self.device)
+        is_mixed = _is_mixed(model, dtype)
+        self.autocast = torch.autocast(self.device.type, dtype, enabled=is_mixed)
+        if is_mixed:
+            _leave_casting_to_autocast(model)
 
     def loss_sum(self, batch: Batch, seed: int | None) -> torch.Tensor:
         """See `Engine`."""
@@ -86,23 +90,20 @@ def transformers_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _autocast(model: Any) -> torch.autocast:
-    device = next(model.parameters()).device
-    dtype = hardware.compute_dtype(device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32 and _is_mixed(model, dtype))
-
-
 def _is_mixed(model: Any, dtype: torch.dtype) -> bool:
-    """Whether float32 weights are trained beside frozen ones in the 16-bit `dtype`, or all weights on a GPU.
+    """Whether weights are trained in float32 that products take in the 16-bit `dtype`.
 
     Divided weights are gathered in that type: nothing is left to cast.
     """
-    if is_divided(model):
-        return False
-    parameters = dict(model.named_parameters())
-    wide = any(each.requires_grad and ".lora_" not in name for name, each in parameters.items())
-    narrow = any(each.dtype == dtype and not each.requires_grad for each in parameters.values())
-    return wide and (narrow or (model.device.type == "cuda" and not isinstance(model, PeftModel)))
+    wide = any(each.requires_grad and each.dtype == torch.float32 for each in model.parameters())
+    return wide and dtype != torch.float32 and not is_divided(model)
+
+
+def _leave_casting_to_autocast(model: Any) -> None:
+    """Otherwise peft's layers copy their inputs to float32, which the next product casts back and keeps once more."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def _packed_attention(

@@ -154,14 +154,14 @@ def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:
     import torch
 
     from corax.settings.train import TrainSettings
-    from corax.train.fast.engine import FastEngine
+    from corax.train.fast.engine import FastEngine, place_embedding
     from corax.train.general import GeneralEngine
     from corax.train.optimization import make_optimizer
 
     engine: Any
+    place_embedding(model, setting.layers if setting.kept is None else setting.kept)
     if setting.kept is None:
         base = model.get_base_model()
-        base.model.embed_tokens.to(device)  # where the fast engine had no room for it
         if setting.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         else:

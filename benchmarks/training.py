@@ -378,12 +378,13 @@ def _ours(bench: Bench) -> None:
     import torch
 
     from corax.train.fast import elementwise
-    from corax.train.fast.engine import FastEngine
+    from corax.train.fast.engine import FastEngine, place_embedding
 
     model = random_model(bench)
     layers = bench.shape.model["num_hidden_layers"]
 
     def run(name: str, settings: str, kept: int, resident: bool) -> None:
+        place_embedding(model, kept)
         engine = FastEngine(model, kept, resident)
         bench.time(name, settings, model, engine.loss_sum)
 
@@ -439,7 +440,7 @@ def _compare_gradients(bench: Bench, model: Any) -> None:
     """Cosine of the whole gradient, fast layers against transformers and peft, on the same short pack."""
     import torch
 
-    from corax.train.fast.engine import FastEngine
+    from corax.train.fast.engine import FastEngine, place_embedding
     from corax.train.general import GeneralEngine
 
     parameters = reset_adapter(model)
@@ -447,6 +448,7 @@ def _compare_gradients(bench: Bench, model: Any) -> None:
         for parameter in parameters:
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     batch = next(packs(Shape(bench.shape.model, bench.shape.pack // 4, bench.shape.shrink, bench.shape.r), 1))
+    place_embedding(model, 10**6)
     found = []
     for engine in (FastEngine(model, 10**6, False), GeneralEngine(model)):
         loss = engine.loss_sum(batch, None)
@@ -572,12 +574,13 @@ def _general(bench: Bench) -> None:
 def _ablation(bench: Bench) -> None:
     """The roads one by one, each taken away from ours at 80 GB."""
     from corax.train.fast import elementwise
-    from corax.train.fast.engine import FastEngine
+    from corax.train.fast.engine import FastEngine, place_embedding
 
     layers = bench.shape.model["num_hidden_layers"]
     model = random_model(bench)
 
     def run(name: str, kept: int, resident: bool) -> None:
+        place_embedding(model, kept)
         engine = FastEngine(model, kept, resident)
         bench.attempt(name, lambda: bench.time(f"ours, {name}", "as at 80 GB but for this", model, engine.loss_sum))
 

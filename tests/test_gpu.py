@@ -21,7 +21,7 @@ from corax.model import load_quantised
 from corax.settings.lora import LoraSettings
 from corax.train.adapter import add_adapter
 from corax.train.engine import Engine
-from corax.train.fast.engine import FastEngine
+from corax.train.fast.engine import FastEngine, place_embedding
 from corax.train.fast.quantised import QuantisedWeight
 from corax.train.general import GeneralEngine
 from corax.train.isolation import check_isolation
@@ -67,12 +67,18 @@ def loss_and_gradient(engine: Engine, batch: Batch, seed: int | None = None) -> 
     return loss.item(), torch.cat([each.reshape(-1) for each in engine_models.gradients(engine.model).values()])
 
 
+def fast_engine(net: Any, kept: int, resident: bool) -> FastEngine:
+    place_embedding(net, kept)
+    assert net.get_base_model().model.embed_tokens.weight.is_cuda == (kept == LAYERS)
+    return FastEngine(net, kept, resident)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kept", [0, LAYERS])
 def test_compiled_layers_agree_with_transformers_and_peft(family: str, kept: int) -> None:
     for scale in (1, 3):
-        loss, gradient = loss_and_gradient(FastEngine(model(family), kept, False), pack(scale))
-        FastEngine(model(family), LAYERS, False)  # the embedding back to the GPU
+        loss, gradient = loss_and_gradient(fast_engine(model(family), kept, False), pack(scale))
+        place_embedding(model(family), LAYERS)
         wanted_loss, wanted = loss_and_gradient(GeneralEngine(model(family)), pack(scale))
         assert loss == pytest.approx(wanted_loss, rel=2e-3)
         assert torch.nn.functional.cosine_similarity(gradient, wanted, dim=0) > 0.995
@@ -82,7 +88,7 @@ def test_memory_choices_do_not_change_a_bit() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         ways = ((LAYERS, True), (LAYERS, False), (1, False), (0, True))
-        found = [loss_and_gradient(FastEngine(model("llama", 0.1), *way), pack(), seed=5) for way in ways]
+        found = [loss_and_gradient(fast_engine(model("llama", 0.1), *way), pack(), seed=5) for way in ways]
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(loss == found[0][0] and torch.equal(gradient, found[0][1]) for loss, gradient in found[1:])

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from corax.settings.train import TrainSettings
-from corax.train.fast.engine import FastEngine, unsupported
+from corax.train.fast.engine import FastEngine, place_embedding, unsupported
 from corax.train.general import GeneralEngine, transformers_model
 from corax.train.packs import Batch
 from corax.train.seq2seq import Seq2SeqEngine
@@ -29,7 +29,10 @@ class Engine(Protocol):
 
 
 def make_engine(model: Any, train: TrainSettings, longest: int) -> Engine:
-    """The engine for `model`, with its adapter; `longest`: tokens of the longest document."""
+    """The engine for `model`, with its adapter; `longest`: tokens of the longest document.
+
+    It takes the model over: where weights lie, and whether activations are recomputed, is changed for this engine.
+    """
     reason = unsupported(model, longest)
     if model.device.type == "cpu":
         reason = "no GPU"
@@ -38,6 +41,7 @@ def make_engine(model: Any, train: TrainSettings, longest: int) -> Engine:
         kept = 0 if train.gradient_checkpointing else layers
         kept = kept if train.layers_kept is None else min(train.layers_kept, layers)
         log.info("fast layers; activations of %d of %d layers kept", kept, layers)
+        place_embedding(model, kept)
         return FastEngine(model, kept, bool(train.dequantised_base))
     log.info("plain transformers and peft: %s", reason)
     if train.gradient_checkpointing:

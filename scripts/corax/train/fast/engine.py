@@ -27,9 +27,8 @@ LINEARS = (
 class FastEngine:
     """Computes losses of `model`, a peft model that `unsupported` has nothing against.
 
-    The last `kept` layers keep their activations for the backward pass, the others only their input. Where these are
-    not all, memory is short, and the embedding stays on the host: of a pack only its own rows travel. With `resident`
-    the dequantised base stays in memory.
+    The last `kept` layers keep their activations for the backward pass, the others only their input. With `resident`
+    the dequantised base stays in memory. The embedding is read wherever it lies: `place_embedding`.
     """
 
     def __init__(self, model: Any, kept: int, resident: bool) -> None:
@@ -42,8 +41,6 @@ class FastEngine:
         self.norm = self.decoder.norm
         self.eps = float(self.norm.variance_epsilon)
         count = len(self.decoder.layers)
-        is_tied = self.decoder.embed_tokens.weight is self.base.lm_head.weight
-        self.decoder.embed_tokens.to(self.device if kept >= count or is_tied else "cpu")
         self.layers = [
             DecoderLayer(
                 layer, number, self.dtype, kept=number >= count - kept, resident=resident, last=number == count - 1
@@ -97,6 +94,18 @@ class FastEngine:
         keys = torch.randint(low, high, (4 * len(self.layers),), generator=generator, dtype=torch.int32)
         on_device = keys.to(self.device, non_blocking=True)
         return lambda number: Dropout(self.dropout, on_device[number])
+
+
+def place_embedding(model: Any, kept: int) -> None:
+    """Move the embedding of `model` to where FastEngine with `kept` layers is to read it.
+
+    If these are not all layers memory is short, and it goes to the host: of a pack only its own rows travel. Else it
+    goes to the device, where other engines need it; it never leaves it if it is the output head too.
+    """
+    base = model.get_base_model()
+    embedding, layers = base.model.embed_tokens, base.model.layers
+    stays = kept >= len(layers) or embedding.weight is base.lm_head.weight
+    embedding.to(base.model.norm.weight.device if stays else "cpu")
 
 
 def unsupported(model: Any, longest: int) -> str | None:

@@ -12,13 +12,10 @@ from corax.plan.memory import Component, Training, total
 
 def estimate(training: Training) -> list[Component]:
     """The memory of one device (one rank) by component, at the worst moment of a step."""
-    fixed = states.fixed(training)
     if fast.unsupported(training):
-        moving = general.moving(training)
+        fixed, moving = states.fixed(training), general.moving(training)
     else:
-        moving = fast.moving(training)
-        if fast.embedding_on_host(training):
-            fixed = [each for each in fixed if each.component != f"base: {states.EMBEDDING}"]
+        fixed, moving = states.fixed(training, fast.embedding_on_host(training)), fast.moving(training)
     return fixed + [each for each in moving if each.bytes]
 
 

@@ -10,8 +10,6 @@ from corax.plan.model import Model, lora_parameters
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import TuningSettings
 
-EMBEDDING = "embedding"
-"""Its component is "base: embedding"."""
 BLOCK = 64
 """Weights that share one quantisation constant (bitsandbytes' default)."""
 CONSTANTS_BLOCK = 256
@@ -25,21 +23,21 @@ IA3_TARGETS = {
 """Layers whose output (attention) or input (MLP) IA3 scales (arXiv 2205.05638)."""
 
 
-def fixed(training: Training) -> list[Component]:
+def fixed(training: Training, embedding_on_host: bool = False) -> list[Component]:
     """Base, trained weights, moments and the process itself, by component.
 
     With the gradients a weight of full fine-tuning takes 16 bytes: 4 for itself, 4 for its gradient and 8 for AdamW's
     moments. The usual convention (ZeRO, arXiv 1910.02054) comes to the same: 2, 2, 8, and 4 for a master copy.
     """
     return [
-        *base(training),
+        *base(training, embedding_on_host),
         *_trained(training),
         part(RUNTIME, training.device.runtime, "libraries and context of one process"),
     ]
 
 
-def base(training: Training) -> list[Component]:
-    """The weights that are loaded, by kind; if all are trained, in float32."""
+def base(training: Training, embedding_on_host: bool = False) -> list[Component]:
+    """The weights that are loaded to the device, by kind; if all are trained, in float32."""
     model, number, is_full = training.model, training.device.compute_bytes, training.tuning.method == "full"
     if is_full:
         number = FLOAT32
@@ -47,7 +45,7 @@ def base(training: Training) -> list[Component]:
     small = model.linear_parameters if training.train.bits == 16 or is_full else model.quantised_parameters
     kinds = {
         "linear layers never quantised": model.linear_parameters - small,
-        EMBEDDING: model.embeddings,
+        "embedding": 0 if embedding_on_host else model.embeddings,
         "output head": model.head,
         "norms and biases": model.parameters - model.linear_parameters - model.embeddings - model.head,
     }

@@ -154,8 +154,7 @@ def more_on_retry(mem_mb):
 def merging_mb(wildcards, input, attempt):
     """The memory of the merge job in MB, by the model's files; more on a retry, <TBD> as long as they are missing."""
     Path(input.model).stat()
-    files = artifact.read_manifest(Path(input.model)).files()
-    weights = [entry["size"] for file, entry in files.items() if file.suffix == ".safetensors"]
+    weights = merge_memory.weight_sizes(Path(input.model).parent)
     gpu = devices.GPUS.get(run(wildcards).plan.device)
     return attempt * (merge_memory.main_memory(weights, gpu.memory if gpu else 0) // 10**6)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from corax.errors import CoraxError
-from corax.merge.memory import main_memory
+from corax.merge.memory import main_memory, weight_sizes
 from corax.merge.sums import ROWS, Product
 from corax.merge.weights import Factors, write_merged
 
@@ -100,8 +100,11 @@ def test_the_same_bytes_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert benchmark["compile_sums"]() == benchmark["DIGEST"]
 
 
-def test_memory_of_the_job() -> None:
-    files, gpu = [5 * 10**9, 5 * 10**9, 6 * 10**9], 80 * 10**9
+def test_memory_of_the_job(tmp_path: Path) -> None:
+    for name, gigabytes in (("1.safetensors", 5), ("2.safetensors", 5), ("3.safetensors", 6), ("tokenizer.json", 7)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(gigabytes * 10**9)  # a hole: it takes no space
+    files, gpu = weight_sizes(tmp_path), 80 * 10**9
     program = main_memory([0], 0)
     assert main_memory(files, gpu) == program + 9 * 10**9
     assert main_memory(files, 0) == main_memory(files, 16 * 10**9) == program + 64 * 10**9

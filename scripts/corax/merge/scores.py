@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from corax.evaluation import Score, release, sample_tensors, score_logits, target_logits
-from corax.merge.memory import ROOM, fits
+from corax.merge.memory import ROOM, fits, weight_sizes
 from corax.model import load_plain, load_trained
 from corax.progress import Progress
 from corax.tokens import TokenShards
@@ -30,7 +30,7 @@ def scoring_device(model: Path, device: torch.device) -> torch.device:
     """`device`, or the CPU where it is a GPU without the memory to compare models such as the one in `model`."""
     if device.type == "cpu":
         return device
-    files = [file.stat().st_size for file in model.glob("*.safetensors")]
+    files = weight_sizes(model)
     free = torch.cuda.mem_get_info(device)[0]
     if fits(files, free):
         return device

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from corax.config import Config
 from corax.errors import is_disk_full
+from corax.merge.memory import weight_sizes
 from corax.plan.devices import GB
 from corax.settings.download import LocalSource
 
@@ -45,15 +46,10 @@ def _needed(config: Config, folder: Path) -> int:
         runs = [run for run, each in config.runs.items() if each.model == name]
         merges = sum(not (folder / "results" / "runs" / run / "merged").exists() for run in runs)
         if present.exists():
-            total += merges * _size(present)
+            total += merges * sum(weight_sizes(present))
         elif isinstance(source, LocalSource):
-            total += (1 + merges) * _size(Path(source.path))
+            total += (1 + merges) * sum(weight_sizes(Path(source.path)))
     return total
-
-
-def _size(path: Path) -> int:
-    """Bytes of the weights in a model folder."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 def _write_problem(folder: Path) -> str | None:

@@ -703,10 +703,10 @@ def _milliseconds(work: Callable[[], Any], gpu: bool, times: int = 10) -> float:
 
 def _sparse_folder(bench: Bench) -> Path:
     """A 16-bit model folder whose weights are zeros that take no disk space; `fill` gives values after loading."""
-    import struct
-
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from corax.train.tensors import write_header
 
     folder = Path(SCRATCH) / "zeros"
     folder.mkdir(parents=True, exist_ok=True)
@@ -715,15 +715,9 @@ def _sparse_folder(bench: Bench) -> Path:
     config.save_pretrained(folder)
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [end, end + 2 * tensor.numel()]}
-        end += 2 * tensor.numel()
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
     with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
+        size = write_header(file, tensors)
+        file.truncate(file.tell() + size)
     return folder
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -73,7 +73,15 @@ def gather(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write `tensors` into a safetensors file, one at a time; the other ranks take part with `gather`.
+    """Write `tensors` into a safetensors file, one at a time; the other ranks take part with `gather`."""
+    with path.open("wb") as file:
+        write_header(file, tensors, dtype)
+        for tensor in gather(tensors, dtype):
+            file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def write_header(file: BinaryIO, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> int:
+    """Write what comes before the numbers of `tensors` in a safetensors file; returns the bytes of these numbers.
 
     The format: 8 bytes with the header's length, the header in JSON, the numbers
     (https://huggingface.co/docs/safetensors).
@@ -86,10 +94,8 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | 
         header[name] = {"dtype": DTYPES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in gather(tensors, dtype):
-            file.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return end
 
 
 def read(path: Path, share: Share = ALL) -> dict[str, torch.Tensor]:

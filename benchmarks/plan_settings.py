@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import training
-
 WARMUP, STEPS = 3, 5
 
 
@@ -145,9 +143,11 @@ def _load(root: Path, setting: Setting, device: Any) -> Any:
 
 def packs(setting: Setting) -> Iterator[Any]:
     """Four packs of samples of the recorded lengths."""
+    import training_model
+
     sizes = {**WIDTHS[setting.widths], "vocab_size": VOCABULARY[setting.widths]}
-    shape = training.Shape(sizes, setting.pack, 1 if setting.widths != "tiny" else 16, setting.r)
-    return training.packs(shape, 4)
+    shape = training_model.Shape(sizes, setting.pack, 1 if setting.widths != "tiny" else 16, setting.r)
+    return training_model.packs(shape, 4)
 
 
 def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py                           (make bench-scaling)
     python benchmarks/scaling.py --tiny --ranks 1,2 --output /tmp/x    (every line of it on a CPU)
 
-The model and packs of training.py (Llama-3-8B's shape, random weights, NF4) in the loop that trains: every step is
-the same 16 packs, dealt to the ranks, their gradients summed over NCCL, and AdamW. The first steps are not timed.
+The model and packs of benchmarks/training.py (Llama-3-8B's shape, random weights, NF4) in the loop that trains: every
+step is the same 16 packs, dealt to the ranks, their gradients summed over NCCL, and AdamW. The first are not timed.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from training import GB, LLAMA, TINY, Bench, random_model
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import numpy as np
+from training_bench import Bench
+from training_model import LLAMA, TINY, random_model
 
 from corax.train.packs import Packs
 
@@ -110,8 +111,8 @@ def _rank(args: argparse.Namespace) -> None:
     state = PartialState(cpu=not torch.cuda.is_available())
     bench = Bench(TINY if args.tiny else LLAMA, args.rank_results / "unused")
     hardware.deterministic(0, 2, strict=False)
-    model = random_model(bench)
-    engine = FastEngine(model, 10**6, True) if bench.gpu else GeneralEngine(model)
+    model = random_model(bench.shape, bench.device)
+    engine = FastEngine(model, bench.shape.layers, True) if bench.gpu else GeneralEngine(model)
     settings = TrainSettings(eval_steps=10**6, save_steps=10**6)
     for steps in (WARMUP, STEPS):
         train = RepeatedPacks(bench.packs, steps, 4 if args.tiny else PACKS_PER_STEP)
@@ -122,7 +123,7 @@ def _rank(args: argparse.Namespace) -> None:
         state.wait_for_everyone()
     result = {
         "tokens_per_second": round(loop.tokens_per_second, 1),
-        "peak_gb": round(torch.cuda.max_memory_allocated() / GB, 3) if bench.gpu else 0.0,
+        "peak_gb": bench.peak(),
     }
     (args.rank_results / f"{state.process_index:03}.json").write_text(json.dumps(result))
 

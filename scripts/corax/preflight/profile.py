@@ -9,8 +9,6 @@ from typing import Any
 from corax import config
 from corax.errors import CoraxError
 
-GPU_STAGES = ("train", "merge", "sample", "evaluate")
-
 
 @dataclass(frozen=True)
 class Profile:

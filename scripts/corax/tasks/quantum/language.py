@@ -85,14 +85,6 @@ Edge = tuple[int, int, int, int, int]
 """An edge of the graph for one size: p, q, colour at p, colour at q, weight, as in a program line."""
 
 
-BASE_POSITIONS = tuple(Position(a, b) for a in range(4) for b in range(4) if a + b <= 5 and a + 2 * b <= 7)
-"""The 14 formulas of base lines in training programs: 0 ≤ value ≤ 3 + 2N for N = 0, 1, 2."""
-LOOP_POSITIONS = tuple(
-    Position(a, b, c) for a in range(4) for b in range(4) for c in range(4) if a + b <= 5 and a + 2 * b + c <= 7
-)
-"""The 44 formulas of loop lines, in the order that topology files count them."""
-
-
 def vertices(size: int) -> int:
     """Number of vertices (particles) for N = `size`."""
     return 4 + 2 * size

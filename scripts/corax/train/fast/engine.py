@@ -18,10 +18,6 @@ from corax.train.packs import Batch
 
 FAMILIES = ("llama", "mistral", "phi3", "qwen2")
 """transformers' model types whose decoder layer is the one in layer.py."""
-LINEARS = (
-    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-    {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
-)
 
 
 class FastEngine:

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Make the artifact `args.output`."""
-    settings: EvaluateSettings = cli.settings(args, EvaluateSettings, "evaluate")
+    settings = cli.settings(args, EvaluateSettings, "evaluate")
     task = tasks.get(args.task)
     shards = TokenShards(args.tokens, "test")
     for folder in (args.base, args.tuned):

@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Make the artifact `args.output`."""
-    settings: HarnessSettings = cli.settings(args, HarnessSettings, "harness")
+    settings = cli.settings(args, HarnessSettings, "harness")
     tasks = read_all(settings.tasks, settings.num_fewshot)
     if not tasks:
         raise CoraxError("--harness.tasks: none given, allowed: one task file or more")

@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Print the table."""
-    plan: PlanSettings = cli.settings(args, PlanSettings, "plan")
-    train: TrainSettings = cli.settings(args, TrainSettings, "train")
+    plan = cli.settings(args, PlanSettings, "plan")
+    train = cli.settings(args, TrainSettings, "train")
     wanted = memory.Training(
         model=model.from_config(args.config),
         device=devices.get(plan.device, plan.devices, train.threads),

@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Make the artifact `args.output`."""
-    settings: MergeSettings = cli.settings(args, MergeSettings, "merge")
+    settings = cli.settings(args, MergeSettings, "merge")
     base, adapter = open_artifact(args.model), open_artifact(args.adapter)
     check_same_base(base, adapter)
     shards = TokenShards(args.tokens, "validation")

@@ -46,10 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Write the plan."""
-    settings: PlanSettings = cli.settings(args, PlanSettings, "plan")
-    lora: LoraSettings = cli.settings(args, LoraSettings, "lora")
-    tuning: TuningSettings = cli.settings(args, TuningSettings, "tuning")
-    train: TrainSettings = cli.settings(args, TrainSettings, "train")
+    settings = cli.settings(args, PlanSettings, "plan")
+    lora = cli.settings(args, LoraSettings, "lora")
+    tuning = cli.settings(args, TuningSettings, "tuning")
+    train = cli.settings(args, TrainSettings, "train")
     has_encoder = is_encoder_decoder(args.model)
     problem = conflict(tuning, lora, train, settings.packing, has_encoder) or undividable(
         train, settings.devices, has_encoder

@@ -66,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Make the artifact `args.output`."""
-    settings: SampleSettings = cli.settings(args, SampleSettings, "sample")
-    headers: PretokenizeSettings = cli.settings(args, PretokenizeSettings, "pretokenize")
+    settings = cli.settings(args, SampleSettings, "sample")
+    headers = cli.settings(args, PretokenizeSettings, "pretokenize")
     inputs = [args.model, *args.text]
     for folder in inputs:
         open_artifact(folder)

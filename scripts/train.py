@@ -77,9 +77,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
-    lora: LoraSettings = cli.settings(args, LoraSettings, "lora")
-    train: TrainSettings = cli.settings(args, TrainSettings, "train")
-    tuning: TuningSettings = cli.settings(args, TuningSettings, "tuning")
+    lora = cli.settings(args, LoraSettings, "lora")
+    train = cli.settings(args, TrainSettings, "train")
+    tuning = cli.settings(args, TuningSettings, "tuning")
     inputs = [args.model, args.plan, *args.tokens]
     plan = _read_plan(args.plan)
     problem = conflict(tuning, lora, train, plan["packing"], is_encoder_decoder(args.model))

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from corax.errors import CoraxError, is_disk_full
-from corax.settings.base import Settings, parse
+from corax.settings.base import S, Settings, parse
 
 USER_ERROR = 2
 """Exit code of a mistake that a retry cannot mend."""
@@ -61,7 +61,7 @@ def add_settings(parser: argparse.ArgumentParser, model: type[Settings], section
         )
 
 
-def settings(args: argparse.Namespace, model: type[Any], section: str = "") -> Any:
+def settings(args: argparse.Namespace, model: type[S], section: str = "") -> S:
     """The options of `section` as settings; raises CoraxError naming the option that is wrong."""
     prefix = f"{section}." if section else ""
     given = {key: vars(args)[prefix + key] for key in model.model_fields if prefix + key in vars(args)}

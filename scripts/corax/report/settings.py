@@ -7,7 +7,7 @@ from typing import Any
 from corax.chain import Link
 from corax.settings.base import Settings
 from corax.settings.detokenize import DetokenizeSettings
-from corax.settings.download import HubSource, LocalSource, PackageSource, UrlSource
+from corax.settings.download import SOURCES
 from corax.settings.evaluate import EvaluateSettings
 from corax.settings.generate import GenerateSettings
 from corax.settings.lora import LoraSettings
@@ -29,13 +29,9 @@ MODELS: dict[str, type[Settings]] = {
     "merge": MergeSettings,
     "sample": SampleSettings,
     "evaluate": EvaluateSettings,
+    **SOURCES,
 }
-SOURCES: dict[str, type[Settings]] = {
-    "package": PackageSource,
-    "hub": HubSource,
-    "url": UrlSource,
-    "local": LocalSource,
-}
+"""By section; those of `download` by their `source`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def sections(chain: Iterable[Link]) -> list[Section]:
 
 
 def _settings(section: str, values: Mapping[str, Any]) -> list[Setting]:
-    model = SOURCES.get(values.get("source", ""), Settings) if section == "download" else MODELS.get(section, Settings)
+    model = MODELS.get(values.get("source", "") if section == "download" else section, Settings)
     result = []
     for key, value in values.items():
         field = model.model_fields.get(key)

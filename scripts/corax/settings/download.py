@@ -92,7 +92,7 @@ class LocalSource(ModelSource):
 
 Source = Annotated[PackageSource | HubSource | UrlSource | LocalSource, Field(discriminator="source")]
 DataSource = Annotated[HubSource | UrlSource | LocalSource, Field(discriminator="source")]
-SOURCES: dict[str, type[Settings]] = {
+SOURCES: dict[str, type[PackageSource | HubSource | UrlSource | LocalSource]] = {
     "package": PackageSource,
     "hub": HubSource,
     "url": UrlSource,

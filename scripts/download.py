@@ -14,8 +14,6 @@ Environment: HF_TOKEN (for private or gated repositories) and HF_ENDPOINT for `h
 """
 
 import argparse
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,7 @@ from corax import cli
 from corax.artifact import Artifact
 from corax.download import hub, local, model_folder, new_tokens, package, url
 from corax.errors import CoraxError
-from corax.settings.base import Settings
+from corax.fingerprint import fingerprint
 from corax.settings.download import SOURCES, LocalSource
 
 GET: dict[str, Callable[..., None]] = {"package": package.get, "hub": hub.get, "url": url.get, "local": local.get}
@@ -52,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
     if source.new_tokens and args.kind != "model":
         raise CoraxError(f"--new_tokens: {', '.join(source.new_tokens)}: only a model has tokens, not --kind data")
     inputs = local.artifacts(source) if isinstance(source, LocalSource) else []
-    work = args.work / f"{args.output.name}-{_key(source, args.output)}"
+    # Two sources, or two jobs with one source, never share a folder.
+    work = args.work / f"{args.output.name}-{fingerprint([source, str(args.output.absolute())])}"
     work.mkdir(parents=True, exist_ok=True)
     with Artifact(args.output, stage="download", inputs=inputs, settings={"download": source}) as artifact:
         GET[args.source](source, args.kind, work, artifact.path)
@@ -63,12 +62,6 @@ def main(args: argparse.Namespace) -> None:
                 facts = {**model_folder.check(artifact.path, source.origin), "new_token_ids": ids}
             artifact.note(**facts)
     shutil.rmtree(work)
-
-
-def _key(source: Settings, output: Path) -> str:
-    """Tells unfinished downloads apart: two sources, or two jobs with one source, never share a folder."""
-    identity = json.dumps([source.model_dump(mode="json"), str(output.absolute())], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

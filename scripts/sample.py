@@ -11,7 +11,6 @@ its template.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from corax import cli, hardware, tasks
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
+from corax.fingerprint import fingerprint
 from corax.lock import lock
 from corax.pretokenize.samples import kind_of
 from corax.prompts import collect
@@ -132,12 +132,8 @@ def _constraint(task: tasks.Task, template: Template) -> Constraint:
 
 def _fingerprint(inputs: Sequence[Path], resolved: Mapping[str, Any], computed: Mapping[str, str]) -> str:
     """A name for everything that decides a sample, so that finished ones of other settings are never used."""
-    content = {
-        "inputs": [open_artifact(path).digest for path in inputs],
-        "settings": {key: value if isinstance(value, str) else value.model_dump() for key, value in resolved.items()},
-        "computed": computed,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    digests = [open_artifact(path).digest for path in inputs]
+    return fingerprint({"inputs": digests, "settings": resolved, "computed": computed})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ if __name__ == "__main__":
     stop.hold()
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -36,6 +35,7 @@ from corax import cli, hardware
 from corax.architecture import is_encoder_decoder
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
+from corax.fingerprint import fingerprint
 from corax.lock import lock
 from corax.model import load_base
 from corax.plots import plot_loss
@@ -141,11 +141,11 @@ def _fingerprint(inputs: list[Path], tuning: TuningSettings, lora: LoraSettings,
     """A name for everything that decides the result, so that a checkpoint of another run is never used."""
     content = {
         "inputs": [_identity(path) for path in inputs],
-        "tuning": tuning.model_dump(),
-        "lora": lora.model_dump(),
+        "tuning": tuning,
+        "lora": lora,
         "train": train.model_dump(exclude=NO_EFFECT),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(content)
 
 
 def _identity(path: Path) -> str:

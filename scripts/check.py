@@ -8,14 +8,11 @@ already), and whether the hub gives out the models. It submits nothing and chang
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 from corax import cli, config
 from corax.preflight import hub, images, profile, slurm, storage
-
-log = logging.getLogger("corax")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -39,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"error: {line}", file=sys.stderr)
     if found:
         sys.exit(cli.USER_ERROR)
-    log.info("nothing is missing")
+    cli.log.info("nothing is missing")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ one after the other.
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,8 +20,6 @@ from corax.artifact import Artifact, open_artifact
 from corax.evaluation import check_tokenizer, compare, first_rows, score_model
 from corax.settings.evaluate import EvaluateSettings
 from corax.tokens import TokenShards
-
-log = logging.getLogger("corax")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
         artifact.path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
         artifact.note(dtype=str(dtype))
         artifact.measured(device=str(device))
-    log.info("held-out loss %.4f (base) %.4f (tuned)", held_out["base"]["loss"], held_out["tuned"]["loss"])
+    cli.log.info("held-out loss %.4f (base) %.4f (tuned)", held_out["base"]["loss"], held_out["tuned"]["loss"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ the build itself has no network. An image's name carries the digest of its recip
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 from corax import cli
@@ -23,8 +22,6 @@ from corax.containers import build, converter, enter, inspection, names, package
 from corax.errors import CoraxError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-log = logging.getLogger("corax")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _build(missing: dict[str, Path], kind: str, torch: str) -> None:
     if not missing:
-        log.info("all images are there")
+        cli.log.info("all images are there")
         return
     inspection.require_client()
     with build.workspace(REPOSITORY) as space:

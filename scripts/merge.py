@@ -11,7 +11,6 @@ nearer one is kept. The README.md in the folder is its model card: base, licence
 
 import argparse
 import json
-import logging
 import shutil
 import time
 from pathlib import Path
@@ -34,8 +33,6 @@ from corax.model_card import model_card
 from corax.settings.merge import MergeSettings
 from corax.settings.train import TrainSettings
 from corax.tokens import TokenShards
-
-log = logging.getLogger("corax")
 
 MERGED = ("lora", "ia3")
 """Methods whose result is added onto the base's weights."""
@@ -99,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
         (artifact.path / "README.md").write_text(card, encoding="utf-8")
         artifact.note(method=method, base=kept, scores=scores, dtype=str(dtype).removeprefix("torch."))
         artifact.measured(device=str(device), scored_on=str(scored_on), **seconds)
-    log.info("%s, on the %s base: %s", method, kept, json.dumps(scores))
+    cli.log.info("%s, on the %s base: %s", method, kept, json.dumps(scores))
 
 
 def bases(settings: MergeSettings, is_four_bit: bool) -> list[str]:

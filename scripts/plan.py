@@ -15,7 +15,6 @@ Give the token shards in the order of their numbers: packs.parquet names them by
 
 import argparse
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -31,8 +30,6 @@ from corax.settings.lora import LoraSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.train import TrainSettings
 from corax.settings.tuning import TuningSettings, conflict, undividable
-
-log = logging.getLogger("corax")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         fit.check(training)
         plan = summary.content(settings, training, train_part, validation_part, surveys)
         for line in summary.lines(plan):
-            log.info(line)
+            cli.log.info(line)
         (artifact.path / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
         counts = {each.part: each.counts for each in surveys}
         plot_counts(artifact.path / "lengths.png", counts, settings.max_length)

@@ -9,7 +9,6 @@ run, and all their manifests.
 """
 
 import argparse
-import logging
 import os
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from corax.errors import CoraxError
 from corax.report import content, page
 
 TEMPLATE = Path(os.path.relpath(Path(__file__).resolve().parent.parent / "report" / "report.html.j2"))
-
-log = logging.getLogger("corax")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     with Artifact(args.output, stage="report", inputs=[*inputs, *template], file=True) as artifact:
         artifact.path.write_text(page.render(runs, args.template), encoding="utf-8")
         artifact.note(runs=names)
-    log.info("report: open %s", args.output)
+    cli.log.info("report: open %s", args.output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Which of the two kinds of language model lies in a folder, from its configuration alone."""
 
-import json
 from pathlib import Path
 
-from corax.errors import CoraxError
+from corax.json_object import read_object
 
 
 def is_encoder_decoder(folder: Path) -> bool:
@@ -12,10 +11,4 @@ def is_encoder_decoder(folder: Path) -> bool:
     False for a folder without one, such as a tokenizer alone. Raises CoraxError if it is damaged.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        return False
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        raise CoraxError(f"{path}: no valid JSON") from None
-    return isinstance(content, dict) and bool(content.get("is_encoder_decoder"))
+    return path.is_file() and bool(read_object(path).get("is_encoder_decoder"))

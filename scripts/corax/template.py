@@ -41,6 +41,7 @@ from tokenizers import Tokenizer, models, normalizers
 
 from corax.architecture import is_encoder_decoder
 from corax.errors import CoraxError
+from corax.json_object import read_object
 
 Kind = Literal["completion", "messages", "text"]
 """What a sample is: prompt and completion, a conversation, or plain text."""
@@ -211,14 +212,9 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def _special_names(folder: Path) -> dict[str, str | None]:
     """bos_token, eos_token and pad_token of tokenizer_config.json; None where not given."""
     path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CoraxError(f"{path}: missing: a model folder needs its tokenizer") from None
-    except ValueError as error:
-        raise CoraxError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CoraxError(f"{path}: must be a JSON object")
+    if not path.is_file():
+        raise CoraxError(f"{path}: missing: a model folder needs its tokenizer")
+    config = read_object(path)
     result: dict[str, str | None] = {}
     for key in ("bos_token", "eos_token", "pad_token"):
         value = config.get(key)

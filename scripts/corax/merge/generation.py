@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from corax.merge.lora import read_json
+from corax.json_object import read_object
 
 
 def write_generation(folder: Path, template: Mapping[str, Any]) -> None:
@@ -16,8 +16,8 @@ def write_generation(folder: Path, template: Mapping[str, Any]) -> None:
     """
     end = template["end"]["id"]
     file = folder / "generation_config.json"
-    config = read_json(file) if file.is_file() else {}
-    known = config.get("eos_token_id", read_json(folder / "config.json").get("eos_token_id"))
+    config = read_object(file) if file.is_file() else {}
+    known = config.get("eos_token_id", read_object(folder / "config.json").get("eos_token_id"))
     ends = known if isinstance(known, list) else [] if known is None else [known]
     if end not in ends:
         file.write_text(json.dumps(config | {"eos_token_id": [end, *ends]}, indent=2) + "\n", encoding="utf-8")

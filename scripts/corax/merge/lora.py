@@ -1,12 +1,11 @@
 """A LoRA adapter in peft's format: its scale, and which base weight each pair of factors belongs to."""
 
-import json
 import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from corax.errors import CoraxError
+from corax.json_object import read_object
 from corax.merge.weights import Factors, Stored, read_header
 
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
@@ -44,7 +43,7 @@ def read_adapter(model: Path, adapter: Path) -> dict[str, Factors]:
     """
     rank, scale = read_scale(adapter / "adapter_config.json")
     lora = adapter / "adapter_model.safetensors"
-    config = read_json(model / "config.json")
+    config = read_object(model / "config.json")
     if "quantization_config" in config:
         raise CoraxError(f"{model / 'config.json'}: the weights are quantised, but merging needs the originals")
     stored = {
@@ -71,7 +70,7 @@ def read_adapter(model: Path, adapter: Path) -> dict[str, Factors]:
 
 def is_plain(adapter: Path) -> bool:
     """Whether the adapter in a folder is W + scale · B·A and nothing else."""
-    config = read_json(adapter / "adapter_config.json")
+    config = read_object(adapter / "adapter_config.json")
     return config.get("peft_type") == "LORA" and not any(config.get(key) for key in MERGEABLE_VARIANTS)
 
 
@@ -80,7 +79,7 @@ def read_scale(config_file: Path, variants: Collection[str] = ()) -> tuple[int, 
 
     Raises CoraxError if it is no plain LoRA; what is named in `variants` may be beside it.
     """
-    config = read_json(config_file)
+    config = read_object(config_file)
     if config.get("peft_type") != "LORA":
         raise CoraxError(f"{config_file}: peft_type is {config.get('peft_type')!r}, allowed: 'LORA'")
     if config.get("bias", "none") != "none":
@@ -95,19 +94,6 @@ def read_scale(config_file: Path, variants: Collection[str] = ()) -> tuple[int, 
     if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
         raise CoraxError(f"{config_file}: r is {rank!r} and lora_alpha is {alpha!r}, allowed: numbers, r at least 1")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CoraxError(f"{file}: missing") from None
-    except ValueError:
-        raise CoraxError(f"{file}: no valid JSON") from None
-    if not isinstance(content, dict):
-        raise CoraxError(f"{file}: must be a JSON object")
-    return content
 
 
 def _modules(names: Iterable[str], lora: Path) -> list[str]:

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from corax.errors import CoraxError
-from corax.merge.lora import MERGEABLE_VARIANTS, PREFIX, read_json, read_scale
+from corax.json_object import read_object
+from corax.merge.lora import MERGEABLE_VARIANTS, PREFIX, read_scale
 from corax.merge.weights import Base, Stored, read_header
 from corax.progress import Progress
 
@@ -22,7 +23,7 @@ def read_changes(model: Path, adapter: Path) -> dict[str, Change]:
     Raises CoraxError, naming the file, if the adapter cannot be merged or belongs to no weight of this model.
     """
     config_file, file = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
-    config, tied = read_json(config_file), bool(read_json(model / "config.json").get("tie_word_embeddings"))
+    config, tied = read_object(config_file), bool(read_object(model / "config.json").get("tie_word_embeddings"))
     tensors = {name.removeprefix(PREFIX): tensor.float() for name, tensor in load_file(file).items()}
     stored = {name for each in model.glob("*.safetensors") for name in read_header(each)}
     if config.get("peft_type") == "IA3":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from corax.errors import CoraxError
+from corax.json_object import read_object
 from corax.plan import architectures
 from corax.plan.architectures import Shape
 
@@ -95,12 +96,12 @@ def lora_parameters(model: Model, r: int, target_modules: list[str]) -> int:
 
 def read(folder: Path) -> Model:
     """The model in `folder`; raises CoraxError if configuration or weights are missing or damaged."""
-    return describe(_read_json(folder / "config.json"), tensor_shapes(folder), str(folder / "config.json"))
+    return describe(read_object(folder / "config.json"), tensor_shapes(folder), str(folder / "config.json"))
 
 
 def from_config(path: Path) -> Model:
     """The model that a config.json describes, without weights; raises CoraxError for an unknown architecture."""
-    config = _read_json(path)
+    config = read_object(path)
     return describe(config, architectures.shapes(config, str(path)), str(path))
 
 
@@ -134,7 +135,7 @@ def tensor_shapes(folder: Path) -> dict[str, Shape]:
     """Name and shape of every tensor that transformers would load from `folder`, from the files' headers alone."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weights = _read_json(index).get("weight_map")
+        weights = read_object(index).get("weight_map")
         if not isinstance(weights, dict):
             raise CoraxError(f"{index}: weight_map is missing")
         files = sorted({folder / str(name) for name in weights.values()})
@@ -155,18 +156,6 @@ def _header(path: Path) -> dict[str, Shape]:
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError):
         raise CoraxError(f"{path}: no valid safetensors file, its header is damaged") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CoraxError(f"{path}: missing, so this is no complete model folder")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
-        raise CoraxError(f"{path}: no valid JSON") from None
-    if not isinstance(content, dict):
-        raise CoraxError(f"{path}: must be a JSON object")
-    return content
 
 
 def _modules(shapes: Mapping[str, Shape]) -> dict[str, int]:

@@ -3,9 +3,10 @@
 It spreads texts evenly and two texts of a shard never meet by accident; it is no protection against forgery.
 """
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from corax.compiled import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Positions = npt.NDArray[np.intp]
@@ -29,20 +30,20 @@ def shares(digests: Digests) -> npt.NDArray[np.float64]:
     return places
 
 
-@numba.njit
-def _rotate(value, bits):  # type: ignore[no-untyped-def]
+@compiled
+def _rotate(value: np.uint64, bits: int) -> np.uint64:
     return (value << np.uint64(bits)) | (value >> np.uint64(64 - bits))
 
 
-@numba.njit
-def _mix(value):  # type: ignore[no-untyped-def]
+@compiled
+def _mix(value: np.uint64) -> np.uint64:
     value = (value ^ (value >> np.uint64(33))) * _MIX1
     value = (value ^ (value >> np.uint64(33))) * _MIX2
     return value ^ (value >> np.uint64(33))
 
 
-@numba.njit
-def _word(buffer, start):  # type: ignore[no-untyped-def]
+@compiled
+def _word(buffer: Bytes, start: int) -> np.uint64:
     """8 bytes as a little-endian number; the fixed count compiles to one load."""
     word = np.uint64(0)
     for place in range(8):
@@ -50,8 +51,8 @@ def _word(buffer, start):  # type: ignore[no-untyped-def]
     return word
 
 
-@numba.njit
-def _last_word(buffer, start, stop):  # type: ignore[no-untyped-def]
+@compiled
+def _last_word(buffer: Bytes, start: int, stop: int) -> np.uint64:
     """The at most 8 bytes of `buffer[start:stop]` as a little-endian number."""
     word = np.uint64(0)
     for place in range(min(stop - start, 8)):
@@ -59,8 +60,8 @@ def _last_word(buffer, start, stop):  # type: ignore[no-untyped-def]
     return word
 
 
-@numba.njit
-def _digests(buffer, starts, stops, result):  # type: ignore[no-untyped-def]
+@compiled
+def _digests(buffer: Bytes, starts: Positions, stops: Positions, result: Digests) -> None:
     for row in range(len(starts)):
         place, size = starts[row], stops[row] - starts[row]
         h1 = h2 = np.uint64(0)
@@ -101,8 +102,8 @@ class Seen:
         return new
 
 
-@numba.njit
-def _insert(table, digests):  # type: ignore[no-untyped-def]
+@compiled
+def _insert(table: Digests, digests: Digests) -> npt.NDArray[np.bool_]:
     last = np.uint64(len(table) - 1)
     new = np.zeros(len(digests), np.bool_)
     for row in range(len(digests)):

@@ -3,10 +3,10 @@
 from enum import Enum
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.detokenize.errors import BadRowError
 from corax.detokenize.hashing import Positions
 from corax.vocabulary import Vocabulary
@@ -103,8 +103,10 @@ class Checker:
         return f"has id {row[after]} at position {after} after <EOS>, allowed: {'<PAD>' if allowed else 'nothing'}"
 
 
-@numba.njit
-def _find_texts(ids, offsets, kinds, pad, left, right, texts):  # type: ignore[no-untyped-def]
+@compiled
+def _find_texts(
+    ids: Ids, offsets: Positions, kinds: npt.NDArray[np.uint8], pad: int, left: bool, right: bool, texts: Positions
+) -> None:
     for row in range(len(offsets) - 1):
         start, stop = offsets[row], offsets[row + 1]
         while left and start < stop and ids[start] == pad:

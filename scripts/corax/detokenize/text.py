@@ -8,14 +8,17 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.detokenize.block import Spans
-from corax.detokenize.hashing import Positions
-from corax.detokenize.rows import Rows, unsigned
+from corax.detokenize.hashing import Bytes, Positions
+from corax.detokenize.rows import Ids, Rows, unsigned
 from corax.vocabulary import Vocabulary
+
+Words = npt.NDArray[np.uint64]
+Sizes = npt.NDArray[np.uintp]
 
 _WORD = 8
 OPEN, MIDDLE, CLOSE = '{"prompt": "', '", "completion": "', '"}\n'
@@ -24,9 +27,9 @@ OPEN, MIDDLE, CLOSE = '{"prompt": "', '", "completion": "', '"}\n'
 class _Entries(NamedTuple):
     """Texts by number: text i is the first `sizes[i]` bytes of the little-endian words from `words[starts[i]]`."""
 
-    words: npt.NDArray[np.uint64]
-    starts: npt.NDArray[np.uintp]
-    sizes: npt.NDArray[np.uintp]
+    words: Words
+    starts: Sizes
+    sizes: Sizes
 
 
 class TextTable:
@@ -68,8 +71,16 @@ def _entries(texts: Sequence[str]) -> _Entries:
     return _Entries(np.frombuffer(b"".join(padded), np.uint64), starts, sizes)
 
 
-@numba.njit
-def _join(first, first_texts, second, second_texts, last, entries, frame):  # type: ignore[no-untyped-def]
+@compiled
+def _join(
+    first: Ids,
+    first_texts: Positions,
+    second: Ids,
+    second_texts: Positions,
+    last: Positions,
+    entries: _Entries,
+    frame: int,
+) -> tuple[Bytes, Positions, Positions, Positions]:
     words, word_starts, sizes = entries
     rows = first_texts.shape[1]
     starts, stops, prompt_stops = np.zeros(rows, np.intp), np.zeros(rows, np.intp), np.zeros(rows, np.intp)
@@ -103,13 +114,14 @@ def _join(first, first_texts, second, second_texts, last, entries, frame):  # ty
     return buffer[:size], starts, stops, prompt_stops
 
 
-@numba.njit
-def _put(buffer, size, words, word_starts, sizes, number):  # type: ignore[no-untyped-def]
+@compiled
+def _put(buffer: Bytes, size: np.uintp, words: Words, word_starts: Sizes, sizes: Sizes, number: int) -> np.uintp:
     """Copy the text of an entry to `buffer[size:]`, whole words; returns the new size.
 
     Unsigned places and the fixed count compile to one store a word.
     """
-    start, end = word_starts[number], size + sizes[number]
+    start = word_starts[number]
+    end: np.uintp = size + sizes[number]
     while size < end:
         word = words[start]
         for place in range(_WORD):

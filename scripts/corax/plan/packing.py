@@ -10,13 +10,14 @@ random; its last places go to the pair (or the one sample) that fills it best. O
 the same memory, 94.4, 96.5 and (8192) 99.2 %.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Self
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from corax.compiled import compiled
 
 LOOKAHEAD = 256
 """Samples that wait; more fill hardly better."""
@@ -27,7 +28,6 @@ SAMPLES, PACKS, BLOCKS = 0, 1, 2
 """The random orders of an epoch: of samples and packs in a block, and which block comes next."""
 
 Integers = NDArray[np.int64]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,7 @@ def _offsets(counts: Integers) -> Integers:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _compiled(function: Function) -> Function:
-    """The function as machine code."""
-    return cast(Function, numba.njit(function))
-
-
-@_compiled
+@compiled
 def _draw(left: Integers, keys: NDArray[np.uint64]) -> Integers:
     """A block for each key; takes its packs from `left`."""
     total = left.sum()
@@ -127,7 +122,7 @@ def _draw(left: Integers, keys: NDArray[np.uint64]) -> Integers:
     return result
 
 
-@_compiled
+@compiled
 def _assign(lengths: Integers, capacity: int, lookahead: int) -> Integers:
     """The pack of each sample; see the module's docstring."""
     result = np.empty(len(lengths), np.int64)
@@ -158,7 +153,7 @@ def _assign(lengths: Integers, capacity: int, lookahead: int) -> Integers:
                     waiting[later] = waiting[later + 1]
 
 
-@_compiled
+@compiled
 def _insert(waiting: Integers, count: int, sample: int, lengths: Integers) -> None:
     """Put `sample` where it belongs by length, behind those of equal length."""
     place = count
@@ -168,7 +163,7 @@ def _insert(waiting: Integers, count: int, sample: int, lengths: Integers) -> No
     waiting[place] = sample
 
 
-@_compiled
+@compiled
 def _oldest(waiting: Integers, room: int, lengths: Integers) -> int:
     """The place of the sample that waits longest among those that fit; the shortest must fit."""
     best = 0
@@ -178,7 +173,7 @@ def _oldest(waiting: Integers, room: int, lengths: Integers) -> int:
     return best
 
 
-@_compiled
+@compiled
 def _filling(waiting: Integers, room: int, lengths: Integers) -> tuple[int, int]:
     """Two places, the second the higher, of the pair that fits and is longest; (-1, place) for one sample.
 

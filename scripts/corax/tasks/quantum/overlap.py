@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.tasks.quantum import language, packed, state
-from corax.tasks.quantum.generator.rng import compiled
 from corax.tasks.quantum.language import Reason
 from corax.tasks.quantum.packed import Packed
 from corax.tasks.quantum.state import MAX_ADDITIONS, State

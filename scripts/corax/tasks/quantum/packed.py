@@ -12,8 +12,8 @@ from typing import NewType
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.tasks.quantum import language
-from corax.tasks.quantum.generator.rng import compiled
 from corax.tasks.quantum.language import Line, Position, Program
 
 Packed = NewType("Packed", bytes)

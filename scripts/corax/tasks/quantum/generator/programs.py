@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.tasks.quantum.generator import formulas
 from corax.tasks.quantum.generator.layout import LARGEST, VOCABULARY, Columns
-from corax.tasks.quantum.generator.rng import HALF, State, compiled, next_word, shuffle
+from corax.tasks.quantum.generator.rng import HALF, State, next_word, shuffle
 from corax.tasks.quantum.generator.topologies import MAX_LINES, Topologies
 
 ATTEMPTS = 100

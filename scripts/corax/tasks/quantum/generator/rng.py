@@ -1,14 +1,12 @@
 """Random numbers for compiled code: integers only, the same on every machine and library version."""
 
 import hashlib
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-F = TypeVar("F", bound=Callable[..., Any])
+from corax.compiled import compiled
+
 State = npt.NDArray[np.uint64]
 """State of a generator: one word, advanced in place."""
 
@@ -16,11 +14,6 @@ INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 HALF = np.uint64(32)
-
-
-def compiled(function: F) -> F:
-    """Compile on first call. No cache on disk: the folder of the sources may be read-only."""
-    return cast(F, numba.njit(function))
 
 
 def hash64(*key: object) -> int:

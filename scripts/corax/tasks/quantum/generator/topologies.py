@@ -18,9 +18,10 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from corax.compiled import compiled
 from corax.progress import Progress
 from corax.tasks.quantum.generator import formulas
-from corax.tasks.quantum.generator.rng import State, below, compiled, next_word
+from corax.tasks.quantum.generator.rng import State, below, next_word
 
 MAX_LINES = 22
 FAMILIES = ("LONG_DEG2", "SHORT_DEG2", "LONG_DEG1", "SHORT_DEG1")

@@ -125,7 +125,7 @@ def _requests(count: int, vocabulary: int, tiny: bool) -> list[Any]:
     """Prompts of 100 to 200 random tokens."""
     import numpy as np
 
-    from corax.prompts import Prompt
+    from corax.sample.prompts import Prompt
     from corax.sample.requests import Request
 
     random = np.random.default_rng(0)

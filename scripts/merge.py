@@ -24,12 +24,12 @@ from corax.errors import CoraxError
 from corax.evaluation import check_tokenizer, first_rows
 from corax.merge.generation import write_generation
 from corax.merge.lora import is_plain, read_adapter
+from corax.merge.model_card import model_card
 from corax.merge.quantisation import seen_in_training
 from corax.merge.scores import compare, nearest, scoring_device
 from corax.merge.unmerged import write_beside, write_weights
 from corax.merge.variants import read_changes, write_changed
 from corax.merge.weights import write_merged
-from corax.model_card import model_card
 from corax.settings.merge import MergeSettings
 from corax.settings.train import TrainSettings
 from corax.tokens import TokenShards

@@ -27,10 +27,10 @@ from corax.errors import CoraxError
 from corax.fingerprint import fingerprint
 from corax.lock import lock
 from corax.pretokenize.samples import kind_of
-from corax.prompts import collect
 from corax.sample.constraint import Constraint, compile_grammar
 from corax.sample.draw import Decoder, SamplingPaused, draw
 from corax.sample.parts import Parts
+from corax.sample.prompts import collect
 from corax.sample.requests import Completion, Request, check_context, requests
 from corax.settings.pretokenize import PretokenizeSettings
 from corax.settings.sample import SampleSettings

@@ -18,7 +18,7 @@ from corax.errors import CoraxError
 from corax.plan import samples as plan_samples
 from corax.pretokenize.rows import Rows, cut
 from corax.pretokenize.stage import pretokenize
-from corax.prompts import read_test
+from corax.sample.prompts import read_test
 from corax.settings.pretokenize import PretokenizeSettings
 from corax.template import ROLES, Template, message_part
 from corax.tokens import CONVERSATION_SCHEMA, SCHEMA, TokenShards

@@ -18,9 +18,9 @@ from corax import tasks
 from corax.errors import CoraxError
 from corax.grammar import Grammar, Node
 from corax.model import load_plain
-from corax.prompts import Prompt
 from corax.sample import batches, slots
 from corax.sample.constraint import Constraint, compile_grammar
+from corax.sample.prompts import Prompt
 from corax.sample.requests import Request
 from corax.sample.sampler import Sampler
 from corax.settings.sample import SampleSettings

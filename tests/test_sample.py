@@ -35,10 +35,10 @@ from corax import cli
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
 from corax.model import load_plain
-from corax.prompts import Prompt
 from corax.sample import batches, slots
 from corax.sample.choice import choose, edge, ordered_bits, uniforms
 from corax.sample.parts import Parts
+from corax.sample.prompts import Prompt
 from corax.sample.requests import Completion, Request, completion
 from corax.sample.sampler import Sampler
 from corax.settings.sample import SampleSettings

@@ -27,8 +27,8 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 from corax.artifact import open_artifact, read_manifest
 from corax.errors import CoraxError
 from corax.evaluation import score_sample
-from corax.prompts import Prompt
 from corax.sample import batches
+from corax.sample.prompts import Prompt
 from corax.sample.requests import Request
 from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from corax.errors import CoraxError
-from corax.prompts import Prompt
+from corax.sample.prompts import Prompt
 from corax.settings.sample import SampleSettings
 from corax.template import Template
 

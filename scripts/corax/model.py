@@ -112,6 +112,12 @@ def model_class(folder: Path) -> Any:
     return AutoModelForSeq2SeqLM if is_encoder_decoder(folder) else AutoModelForCausalLM
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The type of the weights in `folder`, by its configuration."""
+    dtype: torch.dtype = AutoConfig.from_pretrained(str(folder), local_files_only=True).dtype or torch.float32
+    return dtype
+
+
 def _load(folder: Path, **options: Any) -> Any:
     if not (folder / "config.json").is_file():
         raise CoraxError(f"{folder}: no model folder, config.json is missing")

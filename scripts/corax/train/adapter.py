@@ -17,9 +17,9 @@ from peft import (
     get_peft_model,
 )
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from corax.errors import CoraxError
+from corax.model import stored_dtype
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import CHANGED_BASE, TuningSettings
 from corax.train import sharded
@@ -71,8 +71,7 @@ def save(model: Any, folder: Path, start: Mapping[str, torch.Tensor] | None, bas
         sharded.save(model, folder, base)
         return
     if not isinstance(model, PeftModel):
-        dtype = AutoConfig.from_pretrained(str(base), local_files_only=True).dtype or torch.float32
-        model.to(dtype).save_pretrained(str(folder))
+        model.to(stored_dtype(base)).save_pretrained(str(folder))
         return
     if start:
         _onto_original_base(model, start)

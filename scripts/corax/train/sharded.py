@@ -16,12 +16,11 @@ from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from corax import hardware
 from corax.errors import CoraxError
-from corax.model import empty_model
+from corax.model import empty_model, stored_dtype
 from corax.train import tensors
 
 
@@ -87,14 +86,10 @@ def save(model: Any, folder: Path, base: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    tensors.write(folder / "model.safetensors", dict(model.named_parameters()), _stored_dtype(base))
+    tensors.write(folder / "model.safetensors", dict(model.named_parameters()), stored_dtype(base))
 
 
 def take_part(model: Any, base: Path) -> None:
     """What a rank must do while another one writes the model with `save`."""
-    for _ in tensors.gather(dict(model.named_parameters()), _stored_dtype(base)):
+    for _ in tensors.gather(dict(model.named_parameters()), stored_dtype(base)):
         pass
-
-
-def _stored_dtype(base: Path) -> torch.dtype:
-    return AutoConfig.from_pretrained(str(base), local_files_only=True).dtype or torch.float32

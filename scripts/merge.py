@@ -29,7 +29,7 @@ from corax.merge.quantisation import seen_in_training
 from corax.merge.scores import compare, nearest, scoring_device
 from corax.merge.unmerged import write_beside, write_weights
 from corax.merge.variants import read_changes, write_changed
-from corax.merge.weights import write_merged
+from corax.merge.weights import Bases, write_merged
 from corax.settings.merge import MergeSettings
 from corax.settings.train import TrainSettings
 from corax.tokens import TokenShards
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     with Artifact(args.output, stage="merge", inputs=inputs, settings={"merge": settings}) as artifact:
         began = time.monotonic()
         candidates = {name: artifact.path / f".{name}" for name in names}
-        seen = {}
+        seen: dict[Path, Bases] = {}
         for name, folder in candidates.items():
             copy_all_but_weights(base, folder)
             write_generation(folder, shards.facts["template"])
@@ -76,12 +76,7 @@ def main(args: argparse.Namespace) -> None:
             write_merged(args.model, lora, factors, seen, settings.threads)
         else:
             for folder in candidates.values():
-                if method == "full":
-                    write_weights(args.adapter, folder)
-                elif method in MERGED:
-                    write_changed(args.model, read_changes(args.model, args.adapter), folder, seen[folder])
-                else:
-                    write_beside(args.model, args.adapter, method, folder, dtype, device)
+                write_one(args.model, args.adapter, method, folder, seen[folder], dtype, device)
         merged = time.monotonic()
         scored_on = scoring_device(args.model, device)
         dtype = hardware.compute_dtype(scored_on)
@@ -97,6 +92,18 @@ def main(args: argparse.Namespace) -> None:
         artifact.note(method=method, base=kept, scores=scores, dtype=str(dtype).removeprefix("torch."))
         artifact.measured(device=str(device), scored_on=str(scored_on), **seconds)
     cli.log.info("%s, on the %s base: %s", method, kept, json.dumps(scores))
+
+
+def write_one(
+    model: Path, adapter: Path, method: str, output: Path, seen: Bases, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Write the weights of what is no plain LoRA to the folder `output`."""
+    if method == "full":
+        write_weights(adapter, output)
+    elif method in MERGED:
+        write_changed(model, read_changes(model, adapter), output, seen)
+    else:
+        write_beside(model, adapter, method, output, dtype, device)
 
 
 def bases(settings: MergeSettings, is_four_bit: bool) -> list[str]:

@@ -20,16 +20,18 @@ from pathlib import Path
 
 from corax import cli
 from corax.architecture import is_encoder_decoder
-from corax.artifact import Artifact, open_artifact
+from corax.artifact import Artifact, Manifest, open_artifact
 from corax.errors import CoraxError
 from corax.lengths import plot_counts
 from corax.plan import devices, fit, memory, model, schedule, states, summary
 from corax.plan.blocks import Blocks, survey
+from corax.plan.model import Model
 from corax.plan.schedule import PackWriter
+from corax.settings import tuning as tuning_settings
 from corax.settings.lora import LoraSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import TuningSettings, conflict, undividable
+from corax.settings.tuning import TuningSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,26 +49,14 @@ def main(args: argparse.Namespace) -> None:
     lora = cli.settings(args, LoraSettings, "lora")
     tuning = cli.settings(args, TuningSettings, "tuning")
     train = cli.settings(args, TrainSettings, "train")
-    has_encoder = is_encoder_decoder(args.model)
-    problem = conflict(tuning, lora, train, settings.packing, has_encoder) or undividable(
-        train, settings.devices, has_encoder
-    )
-    if problem:
-        raise CoraxError(problem)
-    tokenizer = open_artifact(args.model).files().get(args.model / "tokenizer.json", {})
-    base = model.read(args.model)
-
+    tuning_settings.check(tuning, lora, train, settings.packing, settings.devices, is_encoder_decoder(args.model))
+    manifest, base = open_artifact(args.model), model.read(args.model)
     train_blocks = Blocks(args.tokens, "train")
     validation_blocks = Blocks(args.tokens, "validation", settings.validation_samples)
-    if tokenizer.get("sha256") != open_artifact(args.tokens[0]).facts["tokenizer_sha256"]:
-        raise CoraxError(f"{args.tokens[0]}: made with another tokenizer than that of {args.model}")
+    _check_tokenizer(manifest, args.tokens[0])
     surveys = [survey(blocks, settings.max_length, settings.over_long) for blocks in (train_blocks, validation_blocks)]
     longest = max(each.longest for each in surveys)
-    if base.max_length is not None and longest > base.max_length:
-        raise CoraxError(
-            f"{args.model}/config.json: max_position_embeddings is {base.max_length}, the longest sample has "
-            f"{longest} tokens; set plan.max_length to at most {base.max_length} and plan.over_long to drop"
-        )
+    _check_context(manifest, base, longest)
 
     groups = {"plan": settings, "lora": lora, "tuning": tuning, "train": train}
     with Artifact(args.output, stage="plan", inputs=[args.model, *args.tokens], settings=groups) as artifact:
@@ -85,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             tokens=max(train_part.most_tokens, validation_part.most_tokens),
             targets=max(train_part.most_targets, validation_part.most_targets),
             longest_sample=longest,
-            new_tokens=len(open_artifact(args.model).facts.get("new_token_ids", [])),
+            new_tokens=len(manifest.facts.get("new_token_ids", [])),
             packs_per_rank=math.ceil(min(settings.packs_per_step, train_part.packs) / settings.devices),
         )
         training = fit.decide(wanted)
@@ -103,6 +93,22 @@ def main(args: argparse.Namespace) -> None:
             fill=plan["train"]["fill"],
             memory_bytes=plan["memory_bytes"],
             hours=plan["hours"],
+        )
+
+
+def _check_tokenizer(base: Manifest, tokens: Path) -> None:
+    """Raise CoraxError if the ids in the folder `tokens` are not those of the model's tokenizer."""
+    tokenizer = base.files().get(base.artifact / "tokenizer.json", {})
+    if tokenizer.get("sha256") != open_artifact(tokens).facts["tokenizer_sha256"]:
+        raise CoraxError(f"{tokens}: made with another tokenizer than that of {base.artifact}")
+
+
+def _check_context(manifest: Manifest, base: Model, longest: int) -> None:
+    """Raise CoraxError if the longest sample has more tokens than the model has positions."""
+    if base.max_length is not None and longest > base.max_length:
+        raise CoraxError(
+            f"{manifest.artifact}/config.json: max_position_embeddings is {base.max_length}, the longest sample has "
+            f"{longest} tokens; set plan.max_length to at most {base.max_length} and plan.over_long to drop"
         )
 
 

@@ -34,14 +34,14 @@ from accelerate import PartialState
 from corax import cli, hardware
 from corax.architecture import is_encoder_decoder
 from corax.artifact import Artifact, open_artifact
-from corax.errors import CoraxError
 from corax.fingerprint import fingerprint
 from corax.lock import lock
 from corax.model import load_base
 from corax.plots import plot_loss
+from corax.settings import tuning as tuning_settings
 from corax.settings.lora import LoraSettings
 from corax.settings.train import TrainSettings
-from corax.settings.tuning import TuningSettings, conflict, undividable
+from corax.settings.tuning import TuningSettings
 from corax.tokens import TokenShards
 from corax.train import checkpoint, sharded
 from corax.train.adapter import add_adapter, save, start_on_changed_base
@@ -82,13 +82,8 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
     tuning = cli.settings(args, TuningSettings, "tuning")
     inputs = [args.model, args.plan, *args.tokens]
     plan = _read_plan(args.plan)
-    problem = conflict(tuning, lora, train, plan["packing"], is_encoder_decoder(args.model))
-    if problem:
-        raise CoraxError(problem)
     state = PartialState(cpu=not torch.cuda.is_available())
-    problem = undividable(train, state.num_processes, is_encoder_decoder(args.model))
-    if problem:
-        raise CoraxError(problem)
+    tuning_settings.check(tuning, lora, train, plan["packing"], state.num_processes, is_encoder_decoder(args.model))
     if not state.is_main_process:
         cli.log.setLevel(logging.WARNING)
     checkpoints = args.work / _fingerprint(inputs, tuning, lora, train)

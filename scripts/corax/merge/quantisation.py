@@ -1,7 +1,7 @@
 """The base as QLoRA training saw it: the linear layers of its blocks through 4 bits, all else as it is."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from corax.errors import CoraxError
 from corax.merge.four_bits import BLOCK, RoundTrip, largest_magnitudes
 from corax.merge.pieces import read_at
-from corax.merge.weights import PIECE, Base, Stored, read_header, read_tensor
+from corax.merge.weights import PIECE, Base, Bases, Stored, read_header, read_tensor
 from corax.model import model_class
 
 
@@ -38,9 +38,7 @@ def quantised_weights(model: Path) -> list[str]:
     return names
 
 
-def seen_in_training(
-    model: Path, train: Mapping[str, Any], compute_dtype: torch.dtype
-) -> dict[str, Callable[[Stored], Base]]:
+def seen_in_training(model: Path, train: Mapping[str, Any], compute_dtype: torch.dtype) -> Bases:
     """For each quantised weight of the folder `model` the function that gives what training multiplied with.
 
     `train` is the `train` section of the adapter's settings, `compute_dtype` the type that training loaded the base

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from corax.errors import CoraxError
 from corax.json_object import read_object
 from corax.merge.lora import MERGEABLE_VARIANTS, PREFIX, read_scale
-from corax.merge.weights import Base, Stored, read_header
+from corax.merge.weights import Bases, read_header
 from corax.progress import Progress
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -50,10 +50,8 @@ def _check_complete(tensors: Mapping[str, torch.Tensor], use_dora: bool, file: P
                 raise CoraxError(f"{file}: {module}.{part} is missing")
 
 
-def write_changed(
-    model: Path, changes: Mapping[str, Change], output: Path, seen: Mapping[str, Callable[[Stored], Base]]
-) -> None:
-    """Write the weights of `model`, changed in float32 and rounded once, to `output`; `seen` as in `write_merged`."""
+def write_changed(model: Path, changes: Mapping[str, Change], output: Path, seen: Bases) -> None:
+    """Write the weights of `model`, changed in float32 and rounded once, to `output`; `seen` are other bases."""
     files = sorted(model.glob("*.safetensors"))
     with Progress(f"merge {output.name.removeprefix('.')}", total=len(files), unit="file") as progress:
         for file in files:

@@ -65,6 +65,10 @@ class Stored:
         return DTYPES[self.dtype]
 
 
+Bases = Mapping[str, Callable[[Stored], Base]]
+"""By name, the weights whose product is added to another base than what is stored."""
+
+
 def read_header(file: Path) -> dict[str, Stored]:
     """The tensors in a safetensors file by name; raises CoraxError if it is missing or damaged."""
     with open_file(file), file.open("rb") as content:
@@ -100,13 +104,12 @@ def write_merged(
     model: Path,
     lora: Path,
     factors: Mapping[str, Factors],
-    outputs: Mapping[Path, Mapping[str, Callable[[Stored], Base]]],
+    outputs: Mapping[Path, Bases],
     threads: int,
 ) -> None:
     """Write the weights of the folder `model`, plus the product of each pair of `factors`, to each folder of `outputs`.
 
-    The factors lie in the file `lora`. With a folder come, by name, the weights whose product is added to another base
-    than what is stored. Raises CoraxError if a changed weight has no type of `DTYPES` or is not finite.
+    The factors lie in the file `lora`. Raises CoraxError if a changed weight has no type of `DTYPES` or is not finite.
     """
     files = {
         file: sorted(read_header(file).values(), key=lambda tensor: tensor.start)

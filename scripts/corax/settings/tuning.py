@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from corax.errors import CoraxError
 from corax.settings.base import Settings
 from corax.settings.lora import LoraSettings
 from corax.settings.train import TrainSettings
@@ -30,6 +31,15 @@ class TuningSettings(Settings):
     """Trained tokens in each adapted layer, for adaption_prompt."""
     adapter_layers: int | None = Field(None, ge=1)
     """Adapted layers, counted from the output, for adaption_prompt; null: all."""
+
+
+def check(
+    tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, packing: bool, devices: int, has_encoder: bool
+) -> None:
+    """Raise CoraxError for a setting that the others, or the number of devices, exclude."""
+    problem = conflict(tuning, lora, train, packing, has_encoder) or undividable(train, devices, has_encoder)
+    if problem:
+        raise CoraxError(problem)
 
 
 def conflict(

@@ -7,15 +7,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from corax import safetensors_header
 from corax.download import files
 from corax.errors import CoraxError
+from corax.safetensors_header import Tensor
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What reading JSON of an unexpected shape raises."""
-LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors format."""
 
 
 def require(names: Collection[str], origin: str) -> None:
@@ -66,37 +64,26 @@ def _check_weights(folder: Path, names: Collection[str], origin: str) -> dict[st
     missing = [shard for shard in shards if shard not in names]
     if missing:
         raise CoraxError(f"{origin}: {missing[0]} is missing, though {INDEX} names it ({len(missing)} missing in all)")
-    headers = {shard: _header(folder / shard, origin) for shard in shards}
-    for tensor, shard in weight_map.items():
-        if tensor not in headers[shard]:
-            raise CoraxError(f"{origin}: {shard}: has no tensor {tensor}, though {INDEX} names it")
+    tensors = {shard: _tensors(folder / shard, origin) for shard in shards}
+    for name, shard in weight_map.items():
+        if name not in tensors[shard]:
+            raise CoraxError(f"{origin}: {shard}: has no tensor {name}, though {INDEX} names it")
     dtypes: Counter[str] = Counter()
-    for shard in shards:
-        for dtype, parameters in headers[shard].values():
-            dtypes[dtype] += parameters
+    for tensor in (each for stored in tensors.values() for each in stored.values()):
+        dtypes[tensor.dtype] += prod(tensor.shape)
     return dict(sorted(dtypes.items()))
 
 
-def _header(path: Path, origin: str) -> dict[str, tuple[str, int]]:
-    """Dtype and number of parameters of each tensor in a safetensors file, after a check of the file's size.
-
-    The format: 8 bytes with the header's length (little-endian), the header as JSON, then the numbers;
-    `data_offsets` count from the header's end.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= min(size, LONGEST_HEADER) else b""
+def _tensors(path: Path, origin: str) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, after a check of its size."""
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        tensors = {name: (str(each["dtype"]), prod(map(int, each["shape"]))) for name, each in header.items()}
-        end = 8 + length + max((int(each["data_offsets"][1]) for each in header.values()), default=0)
-    except MALFORMED:
+        header = safetensors_header.read(path)
+    except CoraxError:
         raise CoraxError(f"{origin}: {path.name}: damaged or no safetensors file") from None
-    if size != end:
-        raise CoraxError(f"{origin}: {path.name}: {size} bytes found, {end} expected: truncated or damaged")
-    return tensors
+    size = path.stat().st_size
+    if size != header.size:
+        raise CoraxError(f"{origin}: {path.name}: {size} bytes found, {header.size} expected: truncated or damaged")
+    return header.tensors
 
 
 def _convert_tokenizer(folder: Path, origin: str) -> None:

@@ -5,7 +5,6 @@ layout. Threads take a piece each: read it, change it while it is in the process
 So memory holds a few pieces, whatever the model's size. Several bases are read, and multiplied for, once.
 """
 
-import json
 import math
 import threading
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from corax import safetensors_header
 from corax.errors import CoraxError
 from corax.merge.pieces import Output, as_bytes, read_at
 from corax.merge.sums import ROWS, Product
@@ -71,15 +71,12 @@ Bases = Mapping[str, Callable[[Stored], Base]]
 
 def read_header(file: Path) -> dict[str, Stored]:
     """The tensors in a safetensors file by name; raises CoraxError if it is missing or damaged."""
-    with open_file(file), file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        header = json.loads(content.read(length))
-    header.pop("__metadata__", None)
-    found = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        found[name] = Stored(name, file, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start)
-    return found
+    with open_file(file):
+        tensors = safetensors_header.read(file).tensors
+    return {
+        name: Stored(name, file, tensor.dtype, tensor.shape, tensor.start, tensor.end - tensor.start)
+        for name, tensor in tensors.items()
+    }
 
 
 def open_file(file: Path) -> Any:

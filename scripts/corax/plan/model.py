@@ -1,6 +1,5 @@
 """What the plan needs to know of a model: sizes from its configuration, tensor shapes from its weight files."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from corax import safetensors_header
 from corax.errors import CoraxError
 from corax.json_object import read_object
 from corax.plan import architectures
@@ -20,8 +20,6 @@ NO_LINEAR = re.compile("norm|embed|lm_head|relative_attention_bias")
 EMBEDDING = re.compile(r"(embed_tokens|shared|wte|wpe)\.weight$")
 NOT_QUANTISED = {"t5": ("wo",)}
 """Linear layers that transformers leaves as they are, by architecture."""
-LARGEST_HEADER = 100_000_000
-"""Bytes; the safetensors format allows no more."""
 
 
 @dataclass(frozen=True)
@@ -141,21 +139,11 @@ def tensor_shapes(folder: Path) -> dict[str, Shape]:
         files = sorted({folder / str(name) for name in weights.values()})
     else:
         files = [folder / "model.safetensors"]
-    return {name: shape for file in files for name, shape in _header(file).items()}
-
-
-def _header(path: Path) -> dict[str, Shape]:
-    """A safetensors file begins with the header's length (8 bytes, little endian) and the header (JSON)."""
-    if not path.is_file():
-        raise CoraxError(f"{path}: missing, so this is no complete model folder")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= LARGEST_HEADER else b""
-    try:
-        header = json.loads(text)
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise CoraxError(f"{path}: no valid safetensors file, its header is damaged") from None
+    for file in files:
+        if not file.is_file():
+            raise CoraxError(f"{file}: missing, so this is no complete model folder")
+    headers = map(safetensors_header.read, files)
+    return {name: tensor.shape for header in headers for name, tensor in header.tensors.items()}
 
 
 def _modules(shapes: Mapping[str, Shape]) -> dict[str, int]:

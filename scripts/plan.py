@@ -22,7 +22,7 @@ from corax import cli
 from corax.architecture import is_encoder_decoder
 from corax.artifact import Artifact, Manifest, open_artifact
 from corax.errors import CoraxError
-from corax.lengths import plot_counts
+from corax.lengths import plot_lengths
 from corax.plan import devices, fit, memory, model, schedule, states, summary
 from corax.plan.blocks import Blocks, survey
 from corax.plan.model import Model
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
             cli.log.info(line)
         (artifact.path / "plan.json").write_text(json.dumps(plan, indent=1) + "\n")
         counts = {each.part: each.counts for each in surveys}
-        plot_counts(artifact.path / "lengths.png", counts, settings.max_length)
+        plot_lengths(artifact.path / "lengths.png", counts, settings.max_length)
         artifact.note(
             parameters=base.parameters,
             trained_parameters=states.trained_weights(training),

@@ -10,6 +10,8 @@ Z = 1.959963984540054
 """Standard normal quantile of two-sided 95 %."""
 RESAMPLES = 1000
 """Resamples of a bootstrap."""
+SEED = 0
+"""The same samples have the same interval."""
 PASS_AT = (1, 10, 100, 1000, 10_000)
 """The k of pass@k, as far as there are samples."""
 
@@ -36,13 +38,13 @@ def pass_at(k: int, trials: int, successes: int) -> float:
     return 1 - math.comb(trials - successes, k) / math.comb(trials, k)
 
 
-def bootstrap(samples: Samples, statistic: Callable[[Samples], Samples], seed: int = 0) -> list[list[float]]:
+def bootstrap(samples: Samples, statistic: Callable[[Samples], Samples]) -> list[list[float]]:
     """[low, high] at 95 % of each number that `statistic` gives: the percentile bootstrap (Efron 1979).
 
     `samples` has one row a sample. `statistic` gets the column sums over a resample (drawn with replacement, as many
     rows) and returns several numbers, so that what is compared is compared on the same resample.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     count = len(samples)
     draws = [
         statistic(np.bincount(generator.integers(count, size=count), minlength=count) @ samples)

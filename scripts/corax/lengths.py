@@ -12,13 +12,8 @@ from corax import plots
 BINS = 60
 
 
-def plot_lengths(path: Path, lengths: Mapping[str, npt.NDArray[np.integer]], limit: int | None = None) -> None:
-    """Write a PNG with one histogram for each label of `lengths` (tokens a sample), and a line at `limit` tokens."""
-    plot_counts(path, {label: np.bincount(values) for label, values in lengths.items()}, limit)
-
-
-def plot_counts(path: Path, counts: Mapping[str, npt.NDArray[np.integer]], limit: int | None = None) -> None:
-    """As `plot_lengths`, of `counts[label][i]` samples of i tokens."""
+def plot_lengths(path: Path, counts: Mapping[str, npt.NDArray[np.integer]], limit: int | None = None) -> None:
+    """Write a PNG with one histogram for each label: of `counts[label][i]` samples of i tokens; a line at `limit`."""
     longest = max((int(values.nonzero()[0][-1]) for values in counts.values() if values.any()), default=1)
     width = max(1, -(-max(longest, limit or 0) // BINS))
     edges = np.arange(0, width * (BINS + 1) + 1, width)

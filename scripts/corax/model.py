@@ -99,12 +99,12 @@ def load_trained(
     return load_adapter(load_base(model, method, train, dtype, device), adapter)
 
 
-def load_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
-    """`model` with peft's adapter in `folder` put onto it; frozen unless `trainable`."""
+def load_adapter(model: Any, folder: Path) -> Any:
+    """`model` with peft's adapter in `folder` put onto it, frozen."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
             raise CoraxError(f"{folder}: no adapter folder, {name} is missing")
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    return PeftModel.from_pretrained(model, str(folder))
 
 
 def model_class(folder: Path) -> Any:

@@ -32,20 +32,20 @@ def size(config: Mapping[str, Any], key: str, origin: str = "config.json") -> in
     return value
 
 
-def intermediate(config: Mapping[str, Any], origin: str = "config.json") -> int:
+def intermediate(config: Mapping[str, Any], origin: str) -> int:
     """Width of the MLP; GPT's configurations may leave it out and mean 4 times the width."""
     if "n_embd" in config and config.get("n_inner") is None:
         return 4 * size(config, "hidden_size", origin)
     return size(config, "intermediate_size", origin)
 
 
-def head_size(config: Mapping[str, Any], origin: str = "config.json") -> int:
+def head_size(config: Mapping[str, Any], origin: str) -> int:
     """Width of one attention head."""
     explicit = config.get("head_dim") or config.get("d_kv")
     return explicit or size(config, "hidden_size", origin) // size(config, "num_attention_heads", origin)
 
 
-def key_value_heads(config: Mapping[str, Any], origin: str = "config.json") -> int:
+def key_value_heads(config: Mapping[str, Any], origin: str) -> int:
     """Heads of key and value: as many as of the query, fewer (grouped queries) or one."""
     if config.get("multi_query", config.get("model_type") == "gpt_bigcode"):
         return 1

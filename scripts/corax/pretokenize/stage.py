@@ -62,7 +62,8 @@ def write_shard(
     total, targets = (
         np.concatenate([getattr(writer, name) for writer in written.values()]) for name in ("lengths", "target_counts")
     )
-    plot_lengths(artifact.path / "lengths.png", {"tokens without loss": total - targets, "all tokens": total})
+    counts = {"tokens without loss": np.bincount(total - targets), "all tokens": np.bincount(total)}
+    plot_lengths(artifact.path / "lengths.png", counts)
     artifact.note(
         rows={part: len(writer.lengths) for part, writer in written.items()},
         tokens={part: int(writer.lengths.sum(dtype=np.int64)) for part, writer in written.items()},

@@ -16,15 +16,15 @@ sys.path.insert(0, f"{REPOSITORY}/scripts")
 from snakemake.settings.types import DeploymentMethod
 
 from corax import artifact, cli, sources, vocabulary
+from corax import config as corax_config
+from corax.containers import enter, names
+from corax.errors import CoraxError
+from corax.harness import task_file
+from corax.merge import memory as merge_memory
+from corax.plan import devices
 from corax.settings.download import command_line
 from corax.settings.plan import TRAIN_KEYS
 from corax.settings.train import TrainSettings
-from corax.merge import memory as merge_memory
-from corax.plan import devices
-from corax import config as corax_config
-from corax.containers import enter, names
-from corax.harness import task_file
-from corax.errors import CoraxError
 
 # containers/bin has the `apptainer` that Snakemake finds; without a container `python` is the one that runs Snakemake.
 # Threads that wait without spinning cost little, and far less where other processes share the cores.

@@ -35,7 +35,7 @@ rule download_data:
     log:
         "logs/download/{dataset}-{shard}.log",
     wildcard_constraints:
-        dataset="|".join(DOWNLOADED) or "(?!)",
+        dataset="|".join(map(re.escape, DOWNLOADED)) or "(?!)",
     container:
         IMAGES["data"]
     resources:

@@ -156,7 +156,7 @@ def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:
     from corax.settings.train import TrainSettings
     from corax.train.fast.engine import FastEngine, place_embedding
     from corax.train.general import GeneralEngine
-    from corax.train.optimization import make_optimizer
+    from corax.train.optimization import make_optimizer, trained
 
     engine: Any
     place_embedding(model, setting.layers if setting.kept is None else setting.kept)
@@ -169,8 +169,8 @@ def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:
         engine = GeneralEngine(model)
     else:
         engine = FastEngine(model, setting.kept, setting.dequantised)
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer = make_optimizer(named, TrainSettings())
+    parameters = trained(model)
+    optimizer = make_optimizer(parameters, TrainSettings())
     batches, gpu = list(packs(setting)), device.type == "cuda"
     if gpu:
         _free(torch)
@@ -181,7 +181,7 @@ def _steps(model: Any, setting: Setting, device: Any) -> dict[str, Any]:
         for number in range(setting.packs):
             batch = batches[(step + number) % len(batches)]
             (engine.loss_sum(batch, step) / len(batch.targets)).backward()
-        torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0)
+        torch.nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if gpu:

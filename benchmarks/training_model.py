@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from corax import hardware
 from corax.settings.lora import LoraSettings
 from corax.train.adapter import add_adapter
+from corax.train.optimization import trained
 from corax.train.packs import Batch, flatten
 from corax.train.tensors import write_header
 
@@ -150,12 +151,12 @@ def fill(base: Any, device: torch.device) -> None:
 
 def reset_adapter(model: Any) -> list[torch.nn.Parameter]:
     """The adapter's parameters, set back to a start that is the same for all contenders."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapter = trained(model)
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in named:
+        for name, parameter in adapter.items():
             parameter.zero_() if "lora_B" in name else parameter.normal_(std=0.01)
-    return [parameter for _, parameter in named]
+    return list(adapter.values())
 
 
 def write_zeros(shape: Shape, folder: Path) -> None:

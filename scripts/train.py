@@ -49,6 +49,7 @@ from corax.train.curves import Curves
 from corax.train.engine import make_engine
 from corax.train.isolation import check_isolation
 from corax.train.loop import Loop, TrainingPaused
+from corax.train.optimization import trained
 from corax.train.packs import Packs
 from corax.train.probe import Probe, probe
 from corax.train.validation import best_validation
@@ -160,8 +161,7 @@ def _model(folder: Path, tuning: TuningSettings, lora: LoraSettings, train: Trai
     else:
         base = load_base(folder, tuning.method, train.model_dump(), dtype, device)
     model = add_adapter(base, lora, train.seed, tuning, open_artifact(folder).facts.get("new_token_ids", ()))
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    cli.log.info("%d trainable parameters", trainable)
+    cli.log.info("%d trainable parameters", sum(parameter.numel() for parameter in trained(model).values()))
     return model
 
 

@@ -23,7 +23,7 @@ from corax.train.ahead import read_ahead
 from corax.train.checkpoint import Checkpoint
 from corax.train.curves import Curves
 from corax.train.engine import Engine
-from corax.train.optimization import learning_rate, make_optimizer, set_learning_rate
+from corax.train.optimization import learning_rate, make_optimizer, set_learning_rate, trained
 from corax.train.packs import Batch, Packs
 from corax.train.sharded import is_divided
 from corax.train.validation import best_validation, validations_since_best
@@ -68,8 +68,9 @@ class Loop:
         self.engine, self.train, self.validation = engine, train, validation
         self.settings, self.checkpoints = settings, checkpoints
         self.device = engine.device
-        self.names, self.parameters = zip(*_trainable(engine.model), strict=True)
-        self.optimizer = make_optimizer(self._adapter(), settings)
+        self.adapter = trained(engine.model)
+        self.parameters = list(self.adapter.values())
+        self.optimizer = make_optimizer(self.adapter, settings)
         self.ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.divided = is_divided(engine.model)
@@ -205,7 +206,7 @@ class Loop:
         self._record(row)
         if self.settings.load_best_model_at_end and self._keeps_best and best_validation(self.metrics) == done:
             self.best = {
-                name: tensors.local(value.detach()).to("cpu", copy=True) for name, value in self._adapter().items()
+                name: tensors.local(value.detach()).to("cpu", copy=True) for name, value in self.adapter.items()
             }
         if self._out_of_patience() and done < self.steps:
             row["stopped"] = f"no lower validation loss in {self.settings.early_stopping_patience} validations"
@@ -242,28 +243,20 @@ class Loop:
         """Whether this rank keeps the best weights: the first, or each its rows."""
         return self.rank == 0 or self.divided
 
-    def _adapter(self) -> dict[str, torch.nn.Parameter]:
-        return dict(zip(self.names, self.parameters, strict=True))
-
     @torch.no_grad()
     def _take_over(self, adapter: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in self._adapter().items():
+        for name, parameter in self.adapter.items():
             tensors.local(parameter).copy_(adapter[name])
 
     def _save(self, step: int) -> None:
-        adapter, best = self._adapter(), self.best
-        state = checkpoint.optimizer_tensors(self.optimizer)
-        found = Checkpoint(step, adapter, state, self.metrics, best and tensors.Divided(best, adapter))
+        best = self.best and tensors.Divided(self.best, self.adapter)
+        found = Checkpoint(step, self.adapter, checkpoint.optimizer_tensors(self.optimizer), self.metrics, best)
         if self.rank == 0:
             checkpoint.save(self.checkpoints, found, self.settings.save_total_limit)
         elif self.divided:
             found.gather()
         if self.ranks > 1:
             dist.barrier()
-
-
-def _trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _dropout_seed(seed: int, pack: int) -> int:

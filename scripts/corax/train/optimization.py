@@ -11,6 +11,11 @@ from corax.errors import CoraxError
 from corax.settings.train import TrainSettings
 
 
+def trained(model: Any) -> dict[str, torch.nn.Parameter]:
+    """What is trained of `model`, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def make_optimizer(named: Mapping[str, torch.nn.Parameter], train: TrainSettings) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101) over the parameters `named`, of PyTorch (on a GPU in one kernel) or bitsandbytes.
 

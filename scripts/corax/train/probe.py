@@ -16,7 +16,7 @@ import torch
 from corax.errors import CoraxError
 from corax.settings.train import TrainSettings
 from corax.train.engine import Engine
-from corax.train.optimization import make_optimizer
+from corax.train.optimization import make_optimizer, trained
 from corax.train.packs import Packs
 from corax.train.tensors import local
 
@@ -53,7 +53,7 @@ def probe(engine: Engine, packs: Packs, train: TrainSettings, plan: dict[str, An
         with _unchanged(engine.model):
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            optimizer = make_optimizer(_trained(engine.model), train)
+            optimizer = make_optimizer(trained(engine.model), train)
             for pack in (packs.token_counts.argmax(), packs.target_tokens.argmax()):
                 start = time.monotonic()
                 _step(engine, packs, int(pack), optimizer, train.max_grad_norm)
@@ -80,7 +80,7 @@ def _step(engine: Engine, packs: Packs, pack: int, optimizer: torch.optim.Optimi
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
     """Afterwards weights, random numbers and mode are what they were, and there are no gradients."""
-    parameters = _trained(model).values()
+    parameters = trained(model).values()
     saved = [local(parameter.detach()).to("cpu", copy=True) for parameter in parameters]
     training = model.training
     devices = [parameter.device for parameter in parameters if parameter.is_cuda][:1]
@@ -95,10 +95,6 @@ def _unchanged(model: Any) -> Iterator[None]:
             model.train(training)
             if devices:
                 torch.cuda.empty_cache()
-
-
-def _trained(model: Any) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _line(found: Probe) -> str:

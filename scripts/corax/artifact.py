@@ -143,6 +143,16 @@ def changed_file(file: Path, entry: Mapping[str, Any], manifest: Path) -> str | 
     return f"{file}: sha256 {found} found, {entry['sha256']} in {manifest}"
 
 
+def damage(artifact: Path) -> str | None:
+    """One line about what is wrong with an artifact, the sha256 of its files included; None if nothing is."""
+    try:
+        manifest = read_manifest(manifest_path(artifact))
+    except CoraxError as error:
+        return str(error)
+    problems = (changed_file(file, entry, manifest.path) for file, entry in manifest.files().items())
+    return next((problem for problem in problems if problem), None)
+
+
 class Artifact:
     """Context manager that writes one artifact; see the module's docstring.
 

@@ -23,6 +23,8 @@ ALLOWED: dict[Kind, str] = {
     "messages": '{"messages": [{"role": …, "content": …}, …]}',
     "text": '{"text": …}',
 }
+TEXTS = {"completion": {"prompt": False, "completion": True}, "text": {"text": True}}
+"""The texts of a line, and whether each is learnt, so that it must not be empty."""
 
 _DECODER = json.JSONDecoder()
 
@@ -130,9 +132,7 @@ def check_line(line: bytes, kind: Kind, where: str) -> Any:
     if kind == "messages":
         _check_messages(_value(sample, "messages", list, where), where)
     else:
-        for key, is_target in {"completion": {"prompt": False, "completion": True}, "text": {"text": True}}[
-            kind
-        ].items():
+        for key, is_target in TEXTS[kind].items():
             _check_text(sample, key, is_target, where)
     return sample
 

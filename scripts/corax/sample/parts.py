@@ -4,8 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from corax.artifact import Artifact, changed_file, manifest_path, read_manifest
-from corax.errors import CoraxError
+from corax.artifact import Artifact, damage
 from corax.sample.requests import Completion
 
 log = logging.getLogger("corax")
@@ -26,7 +25,7 @@ class Parts:
         paths = sorted(path for path in folder.glob("part-*.json") if not path.name.endswith(".manifest.json"))
         self._next = 1 + max((int(path.stem.removeprefix("part-")) for path in paths), default=-1)
         for path in paths:
-            problem = _problem(path)
+            problem = damage(path)
             if problem:
                 log.warning("%s: damaged samples, not used", problem)
                 continue
@@ -47,11 +46,3 @@ class Parts:
                 artifact.path.write_text(json.dumps(rows))
             self._next += 1
             self._new.clear()
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        manifest = read_manifest(manifest_path(path))
-    except CoraxError as error:
-        return str(error)
-    return next((changed_file(file, entry, manifest.path) for file, entry in manifest.files().items()), None)

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from corax.artifact import Artifact, changed_file, read_manifest
-from corax.errors import CoraxError
+from corax.artifact import Artifact, damage, read_manifest
 from corax.train import tensors
 from corax.train.tensors import ALL, Share
 
@@ -81,7 +80,7 @@ def load(folder: Path, share: Share = ALL) -> Checkpoint | None:
     Of its tensors the rows that belong to `share`.
     """
     for candidate in _newest_first(folder):
-        problem = _problem(candidate)
+        problem = damage(candidate)
         if problem:
             log.warning("%s: damaged checkpoint, not used", problem)
             continue
@@ -146,12 +145,3 @@ def _path(folder: Path, step: int) -> Path:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
-
-
-def _problem(folder: Path) -> str | None:
-    try:
-        manifest = read_manifest(folder / "manifest.json")
-    except CoraxError as error:
-        return str(error)
-    problems = (changed_file(path, entry, manifest.path) for path, entry in manifest.files().items())
-    return next((problem for problem in problems if problem), None)

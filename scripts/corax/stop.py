@@ -1,7 +1,7 @@
 """Stopping on a signal at a point from which the work can go on."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -29,8 +29,6 @@ class StopRequest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -3,7 +3,6 @@
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 import torch
@@ -21,9 +20,7 @@ class Output:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._file.close()
 
     def write_at(self, start: int, data: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder of resumable state."""
+"""One process at a time in a folder."""
 
 import fcntl
 from collections.abc import Iterator
@@ -7,14 +7,16 @@ from pathlib import Path
 
 from corax.errors import CoraxError
 
+BUSY = "another process is working on this run; wait for it or stop it"
+
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keep a second process from working in `folder`; the lock goes with the process, however it ends."""
+def lock(folder: Path, name: str = "lock", busy: str = BUSY) -> Iterator[None]:
+    """Keep a second process from working in `folder`, which is told `busy`; the lock goes with the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CoraxError(f"{folder}: another process is working on this run; wait for it or stop it") from None
+            raise CoraxError(f"{folder}: {busy}") from None
         yield

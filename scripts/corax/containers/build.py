@@ -4,7 +4,6 @@ Packages, base and root file system arise in a temporary folder, the image under
 content digest is computed again from the file itself, a description is written beside it, and then it is renamed.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ from pathlib import Path
 from corax.artifact import sha256
 from corax.containers import digest, inspection, names, packages
 from corax.errors import CoraxError
+from corax.lock import lock
 
 log = logging.getLogger("corax")
 
@@ -46,11 +46,7 @@ def workspace(repository: Path) -> Iterator[Path]:
     """
     images = repository.resolve() / "containers"
     prefix = f"corax-images-{hashlib.sha256(bytes(images)).hexdigest()[:8]}-"
-    with (images / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CoraxError(f"{lock.name}: images are being built here already; wait for that to end") from None
+    with lock(images, ".lock", "images are being built here already; wait for that to end"):
         for abandoned in images.glob(".*.tmp"):
             abandoned.unlink()
         for abandoned in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

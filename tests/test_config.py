@@ -116,6 +116,14 @@ def swap(old: str, new: str) -> str:
             swap("generate: {samples: 100}", "download: {source: url, url: 'http://x/y', sha256: [abc, abc]}"),
             ["datasets.data.download.sha256.0", "pattern", "'abc'"],
         ),
+        (
+            swap("generate: {samples: 100}", "download: {source: local, path: .}"),
+            ["datasets.data", "download must name {shard}", "all 2 shards would be the same"],
+        ),
+        (
+            swap("generate: {samples: 100}", "download: {source: local, path: 'tests/{shard}', new_tokens: [a]}"),
+            ["datasets.data", "only a model has tokens", "models.<name>.new_tokens"],
+        ),
         # names
         (swap("model: tiny", "model: large"), ["runs.demo.model", "'large'", "allowed: tiny"]),
         (swap("dataset: data", "dataset: dada"), ["runs.demo.dataset", "'dada'", "allowed: data"]),

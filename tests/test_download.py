@@ -644,6 +644,16 @@ def test_package_without_network(package: PackageSource, monkeypatch: pytest.Mon
     assert "pip cannot reach the package index" in failure(package)
 
 
+def test_what_a_source_cannot_give_is_refused(package: PackageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failure(package, kind="data") == "--kind: a package holds a model, not data"
+    two = UrlSource(url="http://127.0.0.1:9/x.h5", sha256=["0" * 64, "1" * 64])
+    assert "sha256 has 2 entries, expected one" in failure(two, kind="data")
+    tokens = LocalSource(path="data", new_tokens=["<a>"])
+    assert "--new_tokens: <a>: only a model has tokens" in failure(tokens, kind="data")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set, so nothing can be downloaded" in failure(HUB)
+
+
 words = st.text("abcXYZ0189._/*{}é ", min_size=1).filter(lambda word: not word.startswith("-"))
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 sources = st.one_of(

@@ -344,6 +344,13 @@ def truncated(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def adapted_tied_head(folder: Path) -> None:
+    file = folder / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    head = {f"base_model.model.lm_head.lora_{factor}.weight": torch.ones(4, 4) for factor in "AB"}
+    tensors(lambda content: content.update(head))(folder)
+
+
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 FAILURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no lengths": (config(use_dora=True), "lora_magnitude_vector is missing"),
@@ -368,6 +375,7 @@ FAILURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda folder: (folder / "adapter" / "adapter_config.json").unlink(), "missing"),
     "no JSON": (lambda folder: (folder / "adapter" / "adapter_config.json").write_text("{"), "no valid JSON"),
     "quantised base": (quantised_base, "the weights are quantised"),
+    "tied head": (adapted_tied_head, "changes the output head, which"),
 }
 
 

@@ -131,7 +131,7 @@ def test_loss_of_the_head_and_its_gradient(rows: int, chunk: int) -> None:
     expected = functional.cross_entropy(normal @ weight.t(), targets, reduction="sum")
     (wanted,) = torch.autograd.grad(expected / 7, hidden)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "CHUNK", chunk)
+        patch.setattr(head, "LOSS_ROWS", chunk)
         found: Any = head.HeadLoss.apply(hidden, norm, 1e-5, weight, targets)  # type: ignore[no-untyped-call]
     (gradient,) = torch.autograd.grad(found / 7, hidden)
     assert_close(found, expected)

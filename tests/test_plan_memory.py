@@ -395,13 +395,6 @@ def test_where_the_fast_layers_serve(changes: dict[str, Any], reason: str | None
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_the_fast_layers_rules_are_those_of_the_engine() -> None:
-    from corax.train.fast import engine, head
-
-    assert fast.FAMILIES == engine.FAMILIES
-    assert fast.LOSS_ROWS == head.CHUNK
-
-
 MEASURED = [("ours, 80 GB", 32, True), ("ours, 40 GB", 32, False), ("ours, 12 GB", 1, False)]
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "training.json"
 

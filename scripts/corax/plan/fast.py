@@ -9,11 +9,8 @@ from dataclasses import dataclass
 
 from corax.plan.memory import FLOAT32, Component, Training, part, total
 from corax.plan.states import exchange, gradients
+from corax.train.fast.limits import FAMILIES, LOSS_ROWS
 
-FAMILIES = ("llama", "mistral", "phi3", "qwen2")
-"""As in corax.train.fast.engine, which needs PyTorch."""
-LOSS_ROWS = 2048
-"""As in corax.train.fast.head."""
 MATRIX_WORKSPACE = 32 * 2**20
 """Bytes that cuBLAS keeps for its own use (32 MiB on Hopper)."""
 

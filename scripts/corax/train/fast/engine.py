@@ -12,12 +12,10 @@ from corax.train.attention import Documents
 from corax.train.fast.elementwise import rms_norm
 from corax.train.fast.head import HeadLoss
 from corax.train.fast.layer import DecoderLayer, Pack
+from corax.train.fast.limits import FAMILIES
 from corax.train.fast.lora import Dropout
 from corax.train.fast.quantised import BLOCK
 from corax.train.packs import Batch
-
-FAMILIES = ("llama", "mistral", "phi3", "qwen2")
-"""transformers' model types whose decoder layer is the one in layer.py."""
 
 
 class FastEngine:

@@ -5,9 +5,7 @@ from typing import Any
 import torch
 
 from corax.train.fast.elementwise import cross_entropy, rms_norm, rms_norm_backward
-
-CHUNK = 2048
-"""Rows. Large enough for the products to run at full speed, 0.5 GB of logits for 128,256 tokens."""
+from corax.train.fast.limits import LOSS_ROWS
 
 
 class HeadLoss(torch.autograd.Function):
@@ -28,7 +26,7 @@ class HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
         gradient = torch.empty_like(hidden)
-        chunks = (torch.split(tensor, CHUNK) for tensor in (hidden, gradient, targets))
+        chunks = (torch.split(tensor, LOSS_ROWS) for tensor in (hidden, gradient, targets))
         for x, dx, wanted in zip(*chunks, strict=True):
             rms_norm(x, norm, eps, dx)
             loss, dlogits = cross_entropy(dx @ head.t(), wanted[:, None])

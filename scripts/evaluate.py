@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from corax import cli, hardware, tasks
 from corax.artifact import Artifact, open_artifact
-from corax.evaluation import check_tokenizer, compare, first_rows, score_model
+from corax.evaluation import compare, first_rows, score_model
 from corax.settings.evaluate import EvaluateSettings
-from corax.tokens import TokenShards
+from corax.tokens import TokenShards, check_tokenizer
 
 
 def build_parser() -> argparse.ArgumentParser:

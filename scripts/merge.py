@@ -21,7 +21,7 @@ import torch
 from corax import cli, hardware
 from corax.artifact import Artifact, Manifest, open_artifact
 from corax.errors import CoraxError
-from corax.evaluation import check_tokenizer, first_rows
+from corax.evaluation import first_rows
 from corax.merge.generation import write_generation
 from corax.merge.lora import is_plain, read_adapter
 from corax.merge.model_card import model_card
@@ -32,7 +32,7 @@ from corax.merge.variants import read_changes, write_changed
 from corax.merge.weights import Bases, write_merged
 from corax.settings.merge import MergeSettings
 from corax.settings.train import TrainSettings
-from corax.tokens import TokenShards
+from corax.tokens import TokenShards, check_tokenizer
 
 MERGED = ("lora", "ia3")
 """Methods whose result is added onto the base's weights."""

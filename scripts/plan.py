@@ -32,6 +32,7 @@ from corax.settings.lora import LoraSettings
 from corax.settings.plan import PlanSettings
 from corax.settings.train import TrainSettings
 from corax.settings.tuning import TuningSettings
+from corax.tokens import TokenShards, check_tokenizer
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     manifest, base = open_artifact(args.model), model.read(args.model)
     train_blocks = Blocks(args.tokens, "train")
     validation_blocks = Blocks(args.tokens, "validation", settings.validation_samples)
-    _check_tokenizer(manifest, args.tokens[0])
+    check_tokenizer(manifest, TokenShards(args.tokens, "train"))
     surveys = [survey(blocks, settings.max_length, settings.over_long) for blocks in (train_blocks, validation_blocks)]
     longest = max(each.longest for each in surveys)
     _check_context(manifest, base, longest)
@@ -94,13 +95,6 @@ def main(args: argparse.Namespace) -> None:
             memory_bytes=plan["memory_bytes"],
             hours=plan["hours"],
         )
-
-
-def _check_tokenizer(base: Manifest, tokens: Path) -> None:
-    """Raise CoraxError if the ids in the folder `tokens` are not those of the model's tokenizer."""
-    tokenizer = base.files().get(base.artifact / "tokenizer.json", {})
-    if tokenizer.get("sha256") != open_artifact(tokens).facts["tokenizer_sha256"]:
-        raise CoraxError(f"{tokens}: made with another tokenizer than that of {base.artifact}")
 
 
 def _check_context(manifest: Manifest, base: Model, longest: int) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from corax import seq2seq
-from corax.artifact import Manifest
 from corax.confidence import Samples, bootstrap
 from corax.errors import CoraxError
 from corax.model import load_plain
@@ -54,16 +53,6 @@ def first_rows(shards: TokenShards, count: int) -> list[tuple[int, int]]:
     if not rows:
         raise CoraxError(f"{shards.paths[0]}: no sample in the {shards.part} part, so nothing can be measured")
     return rows
-
-
-def check_tokenizer(model: Manifest, shards: TokenShards) -> None:
-    """Raise CoraxError if the ids in `shards` are not those of the model's tokenizer."""
-    tokenizer = model.content["files"].get("tokenizer.json")
-    if tokenizer is None:
-        raise CoraxError(f"{model.artifact / 'tokenizer.json'}: missing: a model folder needs its tokenizer")
-    if tokenizer["sha256"] != shards.facts["tokenizer_sha256"]:
-        made_with = shards.paths[0].parent
-        raise CoraxError(f"{model.artifact / 'tokenizer.json'}: not the tokenizer that {made_with} was made with")
 
 
 def compare(base: Sequence[Score], tuned: Sequence[Score]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corax.artifact import open_artifact
+from corax.artifact import Manifest, open_artifact
 from corax.errors import CoraxError
 
 PARTS = ("train", "validation", "test")
@@ -106,6 +106,16 @@ class TokenShards:
         while self._cached_tokens > CACHE_TOKENS and len(self._cache) > 1:
             self._cached_tokens -= len(self._cache.popitem(last=False)[1].ids)
         return group
+
+
+def check_tokenizer(model: Manifest, shards: TokenShards) -> None:
+    """Raise CoraxError if the ids in `shards` are not those of the model's tokenizer."""
+    tokenizer = model.content["files"].get("tokenizer.json")
+    if tokenizer is None:
+        raise CoraxError(f"{model.artifact / 'tokenizer.json'}: missing: a model folder needs its tokenizer")
+    if tokenizer["sha256"] != shards.facts["tokenizer_sha256"]:
+        made_with = shards.paths[0].parent
+        raise CoraxError(f"{model.artifact / 'tokenizer.json'}: not the tokenizer that {made_with} was made with")
 
 
 @contextmanager

@@ -71,22 +71,17 @@ Bases = Mapping[str, Callable[[Stored], Base]]
 
 def read_header(file: Path) -> dict[str, Stored]:
     """The tensors in a safetensors file by name; raises CoraxError if it is missing or damaged."""
-    with open_file(file):
-        tensors = safetensors_header.read(file).tensors
-    return {
-        name: Stored(name, file, tensor.dtype, tensor.shape, tensor.start, tensor.end - tensor.start)
-        for name, tensor in tensors.items()
-    }
-
-
-def open_file(file: Path) -> Any:
-    """The safetensors file, its header checked."""
     try:
-        return safe_open(file, framework="pt")
+        with safe_open(file, framework="pt"):  # which checks all of the header against the file
+            tensors = safetensors_header.read(file).tensors
     except FileNotFoundError:
         raise CoraxError(f"{file}: missing") from None
     except SafetensorError as error:
         raise CoraxError(f"{file}: no valid safetensors file: {error}") from None
+    return {
+        name: Stored(name, file, tensor.dtype, tensor.shape, tensor.start, tensor.end - tensor.start)
+        for name, tensor in tensors.items()
+    }
 
 
 def read_tensor(tensor: Stored) -> torch.Tensor:

@@ -108,6 +108,35 @@ def test_incomplete_input_is_one_line(tmp_path: Path, damage: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("inner", ["models/tiny", "runs/demo/x.json"])
+def test_a_folder_of_artifacts_is_not_replaced(tmp_path: Path, inner: str) -> None:
+    kept = write(tmp_path / inner)
+    outer = kept.parent.parent if kept.suffix else kept.parent
+    with pytest.raises(CoraxError, match="holds other artifacts"):
+        Artifact(outer, stage="test")
+    open_artifact(kept)
+
+
+def test_an_artifact_without_manifest_is_replaced(tmp_path: Path) -> None:
+    """Snakemake deletes the manifest before it runs a job again."""
+    path = write(tmp_path / "folder", "old")
+    (path / "manifest.json").unlink()
+    write(path, "new")
+    assert (path / "a.txt").read_text() == "new"
+
+
+def test_a_file_is_no_place_for_a_folder_nor_the_reverse(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("kept")
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(CoraxError, match="is a file, a folder is written here"):
+        Artifact(tmp_path / "note", stage="test")
+    with pytest.raises(CoraxError, match="is a folder, one file is written here"):
+        Artifact(tmp_path / "x.json", stage="test", file=True)
+    with pytest.raises(CoraxError, match="a name is needed"):
+        Artifact(Path(), stage="test")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["note", "x.json"]
+
+
 def test_failure_leaves_the_old_and_nothing_else(path: Path) -> None:
     write(path, "old")
     before = open_artifact(path).content

@@ -177,6 +177,7 @@ class Artifact:
         self.settings = {key: _plain(value) for key, value in (settings or {}).items()}
         self.facts: dict[str, Any] = {}
         self.measures: dict[str, Any] = {}
+        _check_place(self.final, file)
         self.final.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(self.final)
         self._folder = self.final.with_name(
@@ -306,6 +307,23 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_place(final: Path, file: bool) -> None:
+    """Raise CoraxError where the artifact would replace what is none of its kind: a mistyped path deletes nothing."""
+    if not final.name:
+        raise CoraxError(f"{final}: a name is needed, the artifact replaces what lies there")
+    if (file and final.is_dir()) or (not file and final.is_file()):
+        kinds = ("a folder", "one file") if file else ("a file", "a folder")
+        raise CoraxError(f"{final}: is {kinds[0]}, {kinds[1]} is written here")
+    if file or manifest_path(final).exists():
+        return
+    for path in sorted(final.rglob("*manifest.json")):
+        try:
+            read_manifest(path)
+        except CoraxError:
+            continue
+        raise CoraxError(f"{final}: holds other artifacts ({path}), which would be deleted; name a folder of its own")
 
 
 def _remove_abandoned(final: Path) -> None:

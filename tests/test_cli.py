@@ -123,6 +123,9 @@ def fail(error: Exception) -> Callable[[argparse.Namespace], None]:
         (CoraxError("a.h5: row 3\n is wrong"), "error: a.h5: row 3 is wrong"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "error: /data/x: the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "error: output: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "error: /data/x: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"), "error: /data/x: Read-only file system"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a.csv/x"), "error: a.csv/x: Not a directory"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "error: output: the disk is full"),
     ],
 )
@@ -133,7 +136,7 @@ def test_a_mistake_is_one_line_and_exit_2(error: Exception, line: str, capsys: p
     assert capsys.readouterr().err.splitlines()[1:] == [line]
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("x"), PermissionError(errno.EACCES, "Permission denied", "x")])
+@pytest.mark.parametrize("error", [ZeroDivisionError("x"), PermissionError(errno.EACCES, "Permission denied")])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         cli.run(fail(error), cli.parser(""), [])

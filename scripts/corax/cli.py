@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from corax.errors import CoraxError, is_disk_full
+from corax.errors import CoraxError, is_disk_full, is_no_place
 from corax.settings.base import S, Settings, parse
 
 USER_ERROR = 2
@@ -107,6 +107,8 @@ def run(
     except CoraxError as error:
         sys.exit(_fail(error))
     except Exception as error:
+        if is_no_place(error):
+            sys.exit(_fail(f"{error.filename}: {error.strerror}"))
         if not is_disk_full(error):
             raise
         sys.exit(_fail(f"{getattr(error, 'filename', None) or 'output'}: the disk is full"))

@@ -2,8 +2,10 @@
 
 import errno
 import os
+from typing import TypeGuard
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class CoraxError(Exception):
@@ -26,3 +28,8 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_no_place(error: BaseException) -> TypeGuard[OSError]:
+    """Whether `error` says of a named file that it may not be read or written, or cannot exist."""
+    return isinstance(error, OSError) and error.errno in _NO_PLACE and error.filename is not None

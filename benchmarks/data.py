@@ -240,7 +240,7 @@ def length_shards(folder: Path, rows: int, model: Path) -> None:
     random = np.random.default_rng(0)
     for shard in range(-(-rows // SHARD_ROWS)):
         with Artifact(folder / f"{shard:03}", stage="pretokenize") as artifact:
-            for part, count in (("train", min(rows, SHARD_ROWS)), ("validation", 100), ("test", 0)):
+            for part, count in (("train", min(rows, SHARD_ROWS)), ("validation", 100), ("test", 1)):
                 lengths = np.interp(random.random(count), *LENGTHS).astype(np.int32)
                 ids = pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.uint32()))
                 table = pa.table([ids, lengths * 46 // 100, lengths], schema=tokens.SCHEMA)

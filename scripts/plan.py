@@ -55,6 +55,11 @@ def main(args: argparse.Namespace) -> None:
     train_blocks = Blocks(args.tokens, "train")
     validation_blocks = Blocks(args.tokens, "validation", settings.validation_samples)
     check_tokenizer(manifest, TokenShards(args.tokens, "train"))
+    if not sum(TokenShards(args.tokens, "test").rows):  # now, not when the training is over
+        raise CoraxError(
+            f"{args.tokens[0] / 'test.parquet'}: no test sample in this or any other of {len(args.tokens)} shards, "
+            "sample and evaluate need one: raise detokenize.test_share"
+        )
     surveys = [survey(blocks, settings.max_length, settings.over_long) for blocks in (train_blocks, validation_blocks)]
     longest = max(each.longest for each in surveys)
     _check_context(manifest, base, longest)

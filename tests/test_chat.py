@@ -158,7 +158,10 @@ def test_too_long_conversations_follow_the_choice_of_the_plan(tmp_path: Path) ->
     rows = [{"messages": CHAT[1:3]}, {"messages": CHAT[3:]}]
     model = tiny.model_folder(tmp_path / "model")
     pretokenize(
-        text_folder(tmp_path / "text", "messages", rows, validation=rows[1:]), model, tmp_path / "000", SETTINGS
+        text_folder(tmp_path / "text", "messages", rows, validation=rows[1:], test=rows[1:]),
+        model,
+        tmp_path / "000",
+        SETTINGS,
     )
     ((lengths, _),) = TokenShards([tmp_path / "000"], "train").lengths()
     limit = int(lengths.max()) - 1

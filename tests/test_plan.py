@@ -285,7 +285,7 @@ def shards(
     for shard, folder in enumerate(folders):
         with Artifact(folder, stage="pretokenize") as artifact:
             for part in ("train", "validation", "test"):
-                lengths = parts.get(part, [[]] * count)[shard]
+                lengths = parts.get(part, [[4] if part == "test" else []] * count)[shard]
                 table = {
                     "input_ids": [[5] * length for length in lengths],
                     "prompt_length": [int(length * prompt_share) for length in lengths],
@@ -403,6 +403,7 @@ def test_demo_data(prepared: Prepared) -> None:
         ({"train": [[50], [60]]}, ("--plan.over_long", "drop"), r"a context shorter than every train sample"),
         ({"train": [[], []]}, (), r"000/train.parquet: no train sample in this or any other of 2 shards"),
         ({"validation": [[], []]}, (), r"000/validation.parquet: no validation sample"),
+        ({"test": [[], []]}, (), r"000/test.parquet: no test sample.*test_share"),
         ({}, ("--plan.max_length", 4), r"--plan.max_length: .*greater than or equal to 8"),
         ({}, ("--plan.device", "abacus"), r"--plan.device: .*'abacus'"),
         ({}, ("--lora.target_modules", "q_prj"), r"lora.target_modules: 'q_prj' names no linear layer"),

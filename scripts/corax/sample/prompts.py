@@ -33,6 +33,8 @@ def collect(task: Task, text: Sequence[Path], settings: SampleSettings) -> list[
     repeated = [target for target in targets for _ in range(settings.samples_per_target)]
     held_out = islice(chain.from_iterable(map(read_test, text)), settings.held_out_prompts)
     prompts = [Prompt("target", target.name, target.prompt, None) for target in repeated] + list(held_out)
+    if not prompts and settings.held_out_prompts:
+        raise CoraxError(f"{text[0] / 'test.jsonl'}: nothing to sample, no prompt in this test part or any other")
     if not prompts:
         raise CoraxError("nothing to sample: sample.targets or sample.held_out_prompts must ask for something")
     return prompts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from corax import cli, hardware, tasks
+from corax import architecture, cli, hardware, tasks
 from corax.artifact import Artifact, open_artifact
 from corax.evaluation import compare, first_rows, score_model
 from corax.settings.evaluate import EvaluateSettings
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
         check_tokenizer(open_artifact(folder), shards)
     open_artifact(args.samples)
     samples = pq.read_table(args.samples).to_pylist()
-    rows = first_rows(shards, settings.test_samples)
+    rows = first_rows(shards, settings.test_samples, architecture.context(args.base))
     hardware.deterministic(0, settings.threads)
     device = hardware.device()
     dtype = hardware.compute_dtype(device)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from corax import cli, hardware
+from corax import architecture, cli, hardware
 from corax.artifact import Artifact, Manifest, open_artifact
 from corax.errors import CoraxError
 from corax.evaluation import first_rows
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     check_same_base(base, adapter)
     shards = TokenShards(args.tokens, "validation")
     check_tokenizer(base, shards)
-    rows = first_rows(shards, settings.held_out_samples)
+    rows = first_rows(shards, settings.held_out_samples, architecture.context(args.model))
     train = TrainSettings().model_dump() | adapter.content["settings"].get("train", {})
     method = adapter.content["settings"].get("tuning", {}).get("method", "lora")
     names = bases(settings, method in MERGED and train["bits"] == 4)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from prepared import Prepared
 
-from corax import hardware, metrics
+from corax import architecture, hardware, metrics
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
 from corax.evaluation import Score, compare, first_rows, sample_tensors, score_sample
@@ -181,6 +181,29 @@ def test_first_rows_go_through_the_shards(prepared: Prepared) -> None:
     size = shards.rows[0]
     assert first_rows(shards, size + 1) == [(0, row) for row in range(size)] + [(1, 0)]
     assert len(first_rows(shards, 10**9)) == 2 * size
+
+
+def test_samples_longer_than_the_context_are_passed_over(prepared: Prepared) -> None:
+    """`plan.over_long: drop` leaves them out of the training; positions that are learnt end there."""
+    shards = TokenShards([prepared.tokens, prepared.tokens], "test")
+    lengths = shards.lengths()[0][0].tolist()
+    limit = sorted(lengths)[1]
+    kept = [row for row, length in enumerate(lengths) if length <= limit]
+    assert len(kept) < len(lengths)
+    assert first_rows(shards, len(kept) + 1, limit) == [(0, row) for row in kept] + [(1, kept[0])]
+    with pytest.raises(CoraxError, match="no sample in the test part of at most 3 tokens, the model's context"):
+        first_rows(shards, 1, 3)
+
+
+def test_the_context_is_that_of_the_configuration(tmp_path: Path) -> None:
+    for config, context in (
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"n_positions": 512, "relative_attention_num_buckets": 32}, None),
+        ({}, None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert architecture.context(tmp_path) == context
 
 
 def test_prompt_carries_no_loss(prepared: Prepared) -> None:

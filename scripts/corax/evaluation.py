@@ -47,11 +47,17 @@ class Score:
         }
 
 
-def first_rows(shards: TokenShards, count: int) -> list[tuple[int, int]]:
-    """(shard, row) of the first `count` samples, shard by shard, or of all if there are fewer."""
-    rows = [(shard, row) for shard, size in enumerate(shards.rows) for row in range(min(size, count))][:count]
+def first_rows(shards: TokenShards, count: int, context: int | None = None) -> list[tuple[int, int]]:
+    """(shard, row) of the first `count` samples, shard by shard, or of all if there are fewer.
+
+    Samples of more than `context` tokens, which the model cannot read, are passed over.
+    """
+    longest = math.inf if context is None else context
+    short = (np.flatnonzero(lengths <= longest)[:count].tolist() for lengths, _ in shards.lengths())
+    rows = [(shard, row) for shard, found in enumerate(short) for row in found][:count]
     if not rows:
-        raise CoraxError(f"{shards.paths[0]}: no sample in the {shards.part} part, so nothing can be measured")
+        most = "" if context is None else f" of at most {context} tokens, the model's context"
+        raise CoraxError(f"{shards.paths[0]}: no sample in the {shards.part} part{most}, so nothing can be measured")
     return rows
 
 

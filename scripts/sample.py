@@ -12,6 +12,7 @@ its template.
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corax import cli, hardware, tasks
+from corax import architecture, cli, hardware, tasks
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
 from corax.fingerprint import fingerprint
@@ -72,10 +73,11 @@ def main(args: argparse.Namespace) -> None:
     for folder in inputs:
         open_artifact(folder)
     task = tasks.get(args.task)
-    prompts = collect(task, args.text, settings)
     template = Template(args.model, headers.prompt_header, headers.completion_header, kind_of(args.text[0]))
+    context = architecture.context(args.model)
+    room = math.inf if context is None else context - settings.max_new_tokens
+    prompts = collect(task, args.text, settings, lambda prompt: len(template.prompt_ids(prompt)) <= room)
     wanted = requests(prompts, template, settings)
-    context = json.loads((args.model / "config.json").read_text()).get("max_position_embeddings")
     check_context(wanted, settings.max_new_tokens, context)
     constraint = _constraint(task, template) if settings.constrained else None
     hardware.deterministic(settings.seed, settings.threads)

@@ -31,7 +31,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from corax import cli
+from corax import cli, tasks
 from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
 from corax.model import load_plain
@@ -352,6 +352,16 @@ def test_script_writes_targets_and_held_out_samples(prepared: Prepared, tmp_path
     assert (
         pq.read_table(sample(prepared, tmp_path / "b.parquet", *options, "--sample.batch_size", 7)).to_pylist() == rows
     )
+
+
+def test_prompts_that_leave_no_room_are_passed_over(prepared: Prepared) -> None:
+    """Found after the training, too late to take them out of the data; those behind them take their place."""
+    settings = SampleSettings(targets=False, held_out_prompts=2)
+    rows = list(read_test(prepared.text))
+    first, *rest = rows
+    assert collect(tasks.get("quantum"), [prepared.text], settings, lambda prompt: prompt != first.text) == rest[:2]
+    with pytest.raises(CoraxError, match=r"test.jsonl: nothing to sample, .*sample.max_new_tokens, 640"):
+        collect(tasks.get("quantum"), [prepared.text], settings, lambda prompt: False)
 
 
 @pytest.mark.parametrize(

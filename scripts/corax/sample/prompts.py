@@ -1,7 +1,7 @@
 """What `sample` asks the tuned model: the task's targets and prompts of the test part."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -24,17 +24,24 @@ class Prompt(NamedTuple):
     reference: str | None
 
 
-def collect(task: Task, text: Sequence[Path], settings: SampleSettings) -> list[Prompt]:
+def collect(
+    task: Task, text: Sequence[Path], settings: SampleSettings, fits: Callable[[str], bool] = lambda prompt: True
+) -> list[Prompt]:
     """Each target `samples_per_target` times, then the first `held_out_prompts` of the test parts in `text`.
 
-    Raises CoraxError if that is nothing at all or a line of a test part is damaged.
+    Held-out prompts that do not fit into the model's context, as `fits` says, are passed over. Raises CoraxError if
+    nothing at all is left or a line of a test part is damaged.
     """
     targets = task.targets() if settings.targets else []
     repeated = [target for target in targets for _ in range(settings.samples_per_target)]
-    held_out = islice(chain.from_iterable(map(read_test, text)), settings.held_out_prompts)
+    rows = (prompt for prompt in chain.from_iterable(map(read_test, text)) if fits(prompt.text))
+    held_out = islice(rows, settings.held_out_prompts)
     prompts = [Prompt("target", target.name, target.prompt, None) for target in repeated] + list(held_out)
     if not prompts and settings.held_out_prompts:
-        raise CoraxError(f"{text[0] / 'test.jsonl'}: nothing to sample, no prompt in this test part or any other")
+        raise CoraxError(
+            f"{text[0] / 'test.jsonl'}: nothing to sample, this test part and all others have no prompt "
+            f"that leaves sample.max_new_tokens, {settings.max_new_tokens}, of the model's context"
+        )
     if not prompts:
         raise CoraxError("nothing to sample: sample.targets or sample.held_out_prompts must ask for something")
     return prompts

@@ -18,6 +18,7 @@ from snakemake.settings.types import DeploymentMethod
 from corax import artifact, cli, sources, vocabulary
 from corax import config as corax_config
 from corax.containers import enter, names
+from corax.download import local
 from corax.errors import CoraxError
 from corax.harness import task_file
 from corax.merge import memory as merge_memory
@@ -113,15 +114,17 @@ def options(**sections):
 
 
 def local_model(wildcards):
-    """A local folder is an input: a newer one is copied again."""
+    """The files of a local folder are inputs: an edited one is copied again. The folder's own time would not show it."""
     source = CONFIG.models[wildcards.model]
-    return [source.path] if source.source == "local" else []
+    return local.inputs(Path(source.path), "model") if source.source == "local" else []
 
 
 def local_data(wildcards):
-    """A local file is an input: a newer one is copied again."""
+    """Local files are inputs: an edited one is copied again."""
     source = dataset(wildcards).download
-    return [source.path.replace("{shard}", str(int(wildcards.shard)))] if source.source == "local" else []
+    if source.source != "local":
+        return []
+    return local.inputs(Path(source.path.replace("{shard}", str(int(wildcards.shard)))), "data")
 
 
 def task_files(wildcards):

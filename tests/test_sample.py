@@ -38,7 +38,7 @@ from corax.model import load_plain
 from corax.sample import batches, slots
 from corax.sample.choice import choose, edge, ordered_bits, uniforms
 from corax.sample.parts import Parts
-from corax.sample.prompts import Prompt
+from corax.sample.prompts import Prompt, collect, read_test
 from corax.sample.requests import Completion, Request, completion
 from corax.sample.sampler import Sampler
 from corax.settings.sample import SampleSettings

@@ -237,6 +237,18 @@ def test_a_missing_artifact_reruns_it_and_what_depends_on_it(finished: Path, art
                 manifest.write_bytes(content)
 
 
+def test_a_file_edited_in_a_local_folder_is_copied_again(finished: Path) -> None:
+    """Writing into a file leaves the time of its folder as it was."""
+    file = finished / "tiny-model" / "generation_config.json"
+    content = file.read_bytes()
+    with kept_times(finished / "tiny-model"):
+        file.write_bytes(content + b"\n")
+        try:
+            assert planned(finished) == {"download_model", "pretokenize", *RUN_STAGES}
+        finally:
+            file.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_file_missing_in_an_artifact_is_noticed(finished: Path, name: str) -> None:
     merged = finished / "results/runs/demo/merged"

@@ -20,6 +20,16 @@ def artifacts(source: LocalSource) -> list[Path]:
     return [path] if path.is_dir() and manifest_path(path).is_file() else []
 
 
+def inputs(path: Path, kind: Kind) -> list[str]:
+    """The files that `take` copies; `path` alone where it would refuse."""
+    try:
+        return (
+            [str(path / name) for name in files.select(_names(path), kind, str(path))] if path.is_dir() else [str(path)]
+        )
+    except CoraxError:
+        return [str(path)]
+
+
 def take(path: Path, kind: Kind, origin: str, folder: Path) -> None:
     """Copy the usable files of the folder (or the file) `path` into `folder`; errors name `origin`."""
     if not path.exists():

@@ -1,5 +1,6 @@
 """The workflow itself: the real DAG with a tiny model, from generated data to the report."""
 
+import base64
 import json
 import os
 import re
@@ -260,6 +261,18 @@ def test_a_file_missing_in_an_artifact_is_noticed(finished: Path, name: str) -> 
         finally:
             for path, content in kept.items():
                 path.write_bytes(content)
+
+
+def test_a_job_that_was_interrupted_is_run_again_without_an_option(finished: Path) -> None:
+    """Snakemake's own mark of an output whose job did not end, as Ctrl-C leaves it."""
+    name = base64.b64encode(b"results/runs/demo/merged/manifest.json").decode()
+    mark = finished / ".snakemake" / "incomplete" / name
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    try:
+        assert planned(finished) == {"merge", "sample", "evaluate", "report"}
+    finally:
+        mark.unlink()
 
 
 @pytest.mark.parametrize(

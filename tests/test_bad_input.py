@@ -211,6 +211,7 @@ CASES = [
     Case("rank of zero", "train", train("--lora.r", 0), "--lora.r"),
     Case("rank of words", "train", train("--lora.r", "many"), "--lora.r"),
     Case("target module of another model", "train", train("--lora.target_modules", "c_attn"), "c_attn"),
+    Case("learning rate that diverges", "train", train("--train.learning_rate", 1e30), "training has diverged"),
     Case("unknown schedule", "train", train("--train.lr_scheduler_type", "polygonal"), "--train.lr_scheduler_type"),
     Case(
         "merge without adapter",

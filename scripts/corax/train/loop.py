@@ -5,6 +5,7 @@ function of the step, dropout is seeded by the pack's number, and the rest is in
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from corax.errors import CoraxError
 from corax.progress import Progress
 from corax.settings.train import TrainSettings
 from corax.stop import StopRequest
@@ -182,6 +184,7 @@ class Loop:
             self._launched.ready.synchronize()
         loss, norm, stop = self._launched.figures.tolist()
         row = {**self._launched.row, "loss": loss, "grad_norm": norm}
+        _check_finite(row, "loss", "grad_norm")
         self._agreed_stop = bool(stop)
         self._launched = None
         self._note = f"loss {row['loss']:.3f}, {self.tokens_per_second:.0f} tokens/s"
@@ -203,6 +206,7 @@ class Loop:
         loss = total.item() / int(self.validation.target_tokens.sum())
         log.info("step %d: validation loss %.4f", done, loss)
         row: dict[str, Any] = {"step": done, "validation_loss": loss}
+        _check_finite(row, "validation_loss")
         self._record(row)
         if self.settings.load_best_model_at_end and self._keeps_best and best_validation(self.metrics) == done:
             self.best = {
@@ -257,6 +261,16 @@ class Loop:
             found.gather()
         if self.ranks > 1:
             dist.barrier()
+
+
+def _check_finite(row: Mapping[str, Any], *keys: str) -> None:
+    """Raise CoraxError if a figure is infinite or nan: no later step would mend the weights."""
+    for key in keys:
+        if not math.isfinite(row[key]):
+            raise CoraxError(
+                f"step {row['step']}: {key} is {row[key]}, training has diverged; lower train.learning_rate "
+                "or train.max_grad_norm, or raise train.warmup_ratio"
+            )
 
 
 def _dropout_seed(seed: int, pack: int) -> int:

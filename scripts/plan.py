@@ -34,6 +34,9 @@ from corax.settings.train import TrainSettings
 from corax.settings.tuning import TuningSettings
 from corax.tokens import TokenShards, check_tokenizer
 
+TRANSPOSED = ("gpt2", "openai-gpt")
+"""Architectures of transformers' Conv1D layers: inputs × outputs."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
@@ -52,6 +55,11 @@ def main(args: argparse.Namespace) -> None:
     train = cli.settings(args, TrainSettings, "train")
     tuning_settings.check(tuning, lora, train, settings.packing, settings.devices, is_encoder_decoder(args.model))
     manifest, base = open_artifact(args.model), model.read(args.model)
+    if base.family in TRANSPOSED and tuning.method == "lora":
+        raise CoraxError(
+            f"{args.model}/config.json: model_type is {base.family!r}, whose weights are transposed, which `merge` "
+            "does not know for tuning.method 'lora'; allowed: full"
+        )
     train_blocks = Blocks(args.tokens, "train")
     validation_blocks = Blocks(args.tokens, "validation", settings.validation_samples)
     check_tokenizer(manifest, TokenShards(args.tokens, "train"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import Prepared
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from corax.artifact import Artifact, open_artifact, sha256
 from corax.errors import CoraxError
@@ -424,6 +426,18 @@ def test_sample_without_target(model_folder: Path, tmp_path: Path) -> None:
     tokens = shards(tmp_path / "tokens", PARTS, model_folder, prompt_share=1.0)
     with pytest.raises(CoraxError, match=r"000/train.parquet: row 0: no target token"):
         plan(model_folder, tokens, tmp_path / "plan")
+
+
+def test_lora_on_transposed_weights_is_refused_before_the_training(model_folder: Path, tmp_path: Path) -> None:
+    gpt2 = GPT2Config(vocab_size=400, n_embd=64, n_layer=2, n_head=4, n_inner=128)
+    with Artifact(tmp_path / "gpt2", stage="download") as artifact:
+        GPT2LMHeadModel(gpt2).save_pretrained(artifact.path)
+        shutil.copy(model_folder / "tokenizer.json", artifact.path)
+    tokens = shards(tmp_path / "tokens", PARTS, model_folder)
+    with pytest.raises(CoraxError, match=r"gpt2/config.json: model_type is 'gpt2', .*allowed: full"):
+        plan(tmp_path / "gpt2", tokens, tmp_path / "plan")
+    options = ("--plan.over_long", "drop", "--plan.max_length", 1024, "--tuning.method", "full")
+    assert plan(tmp_path / "gpt2", tokens, tmp_path / "plan", *options)["steps"] > 0
 
 
 def test_other_tokenizer(model_folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from corax import architecture, cli, hardware, tasks
 from corax.artifact import Artifact, open_artifact
+from corax.errors import CoraxError
 from corax.evaluation import compare, first_rows, score_model
 from corax.settings.evaluate import EvaluateSettings
 from corax.tokens import TokenShards, check_tokenizer
@@ -41,7 +42,9 @@ def main(args: argparse.Namespace) -> None:
     shards = TokenShards(args.tokens, "test")
     for folder in (args.base, args.tuned):
         check_tokenizer(open_artifact(folder), shards)
-    open_artifact(args.samples)
+    stage = open_artifact(args.samples).content["stage"]
+    if stage != "sample":
+        raise CoraxError(f"{args.samples}: made by {stage}, not by sample")
     samples = pq.read_table(args.samples).to_pylist()
     rows = first_rows(shards, settings.test_samples, architecture.context(args.base))
     hardware.deterministic(0, settings.threads)

@@ -134,6 +134,8 @@ def test_a_file_is_no_place_for_a_folder_nor_the_reverse(tmp_path: Path) -> None
         Artifact(tmp_path / "x.json", stage="test", file=True)
     with pytest.raises(CoraxError, match="a name is needed"):
         Artifact(Path(), stage="test")
+    with pytest.raises(CoraxError, match="must end in"):
+        Artifact(tmp_path / "y", stage="test", file=True)  # its manifest would be that of the folder
     assert sorted(path.name for path in tmp_path.iterdir()) == ["note", "x.json"]
 
 

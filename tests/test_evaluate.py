@@ -248,6 +248,7 @@ def test_one_clear_line(prepared: Prepared, tuned: Path, samples: Path, tmp_path
         ("--tokens", no_rows, "tokens/test.parquet: no sample in the test part"),
         ("--task", "go", "task 'go' does not exist"),
         ("--samples", tmp_path / "no.parquet", "no.manifest.json: missing"),
+        ("--samples", tuned, ", not by sample"),
         ("--evaluate.test_samples", 0, "--evaluate.test_samples: input should be greater than or equal to 1"),
     ):
         output = tmp_path / "out" / "evaluation.json"

@@ -313,6 +313,8 @@ def _check_place(final: Path, file: bool) -> None:
     """Raise CoraxError where the artifact would replace what is none of its kind: a mistyped path deletes nothing."""
     if not final.name:
         raise CoraxError(f"{final}: a name is needed, the artifact replaces what lies there")
+    if file and final.suffix not in FILE_SUFFIXES:
+        raise CoraxError(f"{final}: must end in {', '.join(FILE_SUFFIXES)}")
     if (file and final.is_dir()) or (not file and final.is_file()):
         kinds = ("a folder", "one file") if file else ("a file", "a folder")
         raise CoraxError(f"{final}: is {kinds[0]}, {kinds[1]} is written here")

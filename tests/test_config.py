@@ -71,6 +71,9 @@ def swap(old: str, new: str) -> str:
         (swap("    dataset: data\n", "    dataset: data\n    loraa: {}\n"), ["runs.demo.loraa", "unknown key"]),
         (VALID + "sweep: {}\n", ["sweep", "unknown key"]),
         (swap("path: .}", "path: ., colour: 3}"), ["models.tiny.colour", "unknown key"]),
+        # beyond what arrays and generators of random numbers take
+        (swap("{r: 16}", "{r: 16}\n    plan: {max_length: 1000000000}"), ["runs.demo.plan.max_length", "16777216"]),
+        (swap("{learning_rate: 1e-3}", "{seed: 4294967296}"), ["runs.demo.train.seed", "2147483648"]),
         # wrong types
         (swap("{r: 16}", "{r: sixteen}"), ["runs.demo.lora.r", "integer", "'sixteen'"]),
         (swap("{r: 16}", "{r: 16.5}"), ["runs.demo.lora.r", "integer", "16.5"]),

@@ -23,7 +23,7 @@ TRAIN_KEYS = (
 class PlanSettings(Settings):
     """Which samples are learnt in which order, and on what."""
 
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(2048, ge=8, le=2**24)
     """Context: the most tokens in one pack."""
     packing: bool = True
     """Put several samples into one pack (they never see each other); otherwise one sample a pack."""

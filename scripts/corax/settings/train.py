@@ -66,7 +66,7 @@ class TrainSettings(Settings):
     """Checkpoints kept."""
     tensorboard: bool = False
     """Write curves for TensorBoard to logs/tensorboard/<run> while training; does not change the result."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     """Seed of adapter initialisation and dropout."""
     threads: int = Field(2, ge=1)
     """CPU threads of each rank; on a CPU the result is bitwise the same only for the same number."""

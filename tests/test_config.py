@@ -71,6 +71,7 @@ def swap(old: str, new: str) -> str:
         (swap("    dataset: data\n", "    dataset: data\n    loraa: {}\n"), ["runs.demo.loraa", "unknown key"]),
         (VALID + "sweep: {}\n", ["sweep", "unknown key"]),
         (swap("path: .}", "path: ., colour: 3}"), ["models.tiny.colour", "unknown key"]),
+        (swap("{r: 16}", "{r: 16}\n    sample: {held_out_prompts: 0}"), ["runs.demo.sample asks for nothing"]),
         # beyond what arrays and generators of random numbers take
         (swap("{r: 16}", "{r: 16}\n    plan: {max_length: 1000000000}"), ["runs.demo.plan.max_length", "16777216"]),
         (swap("{learning_rate: 1e-3}", "{seed: 4294967296}"), ["runs.demo.train.seed", "2147483648"]),

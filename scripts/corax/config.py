@@ -161,6 +161,12 @@ def check(values: Mapping[str, Any], origin: str = "config.yaml") -> Config:
             task_file.read_all(run.harness.tasks, run.harness.num_fewshot)
         except CoraxError as error:
             raise CoraxError(f"{origin}: runs.{name}.harness.tasks: {error}") from None
+    for name, run in config.runs.items():
+        if run.sample.held_out_prompts:
+            continue
+        task = tasks.get(config.datasets[run.dataset].task)
+        if not run.sample.targets or not task.targets():  # else found after the training
+            raise CoraxError(f"{origin}: runs.{name}.sample asks for nothing, allowed: held_out_prompts of 1 and more")
     for key, source, shards in _sources(config):
         for shard in range(shards):
             path = Path(source.path.replace("{shard}", str(shard)))

@@ -11,7 +11,6 @@ its template.
 """
 
 import argparse
-import json
 import math
 import shutil
 import sys

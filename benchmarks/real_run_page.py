@@ -8,7 +8,7 @@ weights need not be there. The run's own report is copied beside the page.
 
 import argparse
 import json
-import shutil
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,7 +62,8 @@ def main() -> None:
     args.into.mkdir(parents=True, exist_ok=True)
     (args.into / f"{NAME}.md").write_text(page(output))
     save_png(fidelity_figure(output.evaluation.task.targets), args.into / f"{NAME}.png")
-    shutil.copyfile(output.report, args.into / f"{NAME}.html")
+    # Where the repository lay on that machine says nothing.
+    (args.into / f"{NAME}.html").write_text(re.sub(r"(?:/[\w.-]+)+/scripts/", "scripts/", output.report.read_text()))
     print(args.into / f"{NAME}.md")
 
 
@@ -98,8 +99,8 @@ def introduction(output: Output) -> str:
     plan, training = output.plan, output.training
     return (
         f"SmolLM2-135M-Instruct, tuned with QLoRA ({count(output.adapter.trainable_parameters)} trained parameters) on "
-        f"{count(plan.train.samples)} simulated experiments of all 32 configurations ({number(plan.epochs)} passes, "
-        f"{count(plan.train.tokens)} tokens) in {training['train_seconds']:.0f} seconds of training on "
+        f"{count(plan.train.samples)} of {count(round(plan.train.samples / plan.epochs, -2))} simulated experiments "
+        f"({count(plan.train.tokens)} tokens) in {training['train_seconds']:.0f} seconds of training on "
         f"{training['ranks']} {training['device']}. Then it wrote {count(len(output.samples))} programs: "
         "for the 20 classes "
         "and for held-out prompts. Every figure below is computed by "

@@ -330,8 +330,8 @@ def test_script(model_folder: Path, tmp_path: Path) -> None:
         *("steps", "packs_per_step", "max_length", "packing", "train", "validation", "epochs", "dropped"),
         *("dropped_count", "micro_batch_packs", "engine", "engine_reason", "layers_kept", "dequantised_base"),
         *("memory", "memory_bytes", "memory_allocated_bytes", "memory_layer_kept_bytes", "memory_available_bytes"),
-        *("fits", "seconds_per_step", "seconds_longest_pack", "hours", "gpu_hours", "price"),
-        *("slurm", "device", "devices", "lengths"),
+        *("fits", "seconds_per_step", "seconds_longest_pack", "host_factor", "hours", "gpu_hours"),
+        *("price", "slurm", "device", "devices", "lengths"),
     ]
     every = [length for shard in PARTS["train"] for length in shard]
     assert found["train"]["samples"] == 2 * len(every)

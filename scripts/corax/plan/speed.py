@@ -14,7 +14,7 @@ MEMORY_SHARE = 0.60
 """Of a GPU's bandwidth: what elementwise kernels and dequantisation reach (training.json)."""
 BUSY = 0.979
 """Share of a step in which the GPU works (440 of 450 ms, training.json)."""
-HOST_SECONDS, HOST_SECONDS_DEQUANTISED = 0.0135, 0.0085
+HOST_SECONDS, HOST_SECONDS_DEQUANTISED = 0.0135, 0.009
 """Seconds in which the host issues forward and backward pass of one fast layer, whatever its width, and with the
 dequantised base kept (short packs and small widths of plan-measured.json); a fifth more to compute it again."""
 ADAPTER_BYTES, ADAPTER_SHARE = (2, 12), 0.64
@@ -54,8 +54,16 @@ def seconds_per_pack(training: Training, tokens: float, targets: float, document
     `tokens`, of which `targets` carry loss, in documents of `document` tokens on average.
     """
     if fast.unsupported(training) is None:
-        return _fast_seconds(training, tokens, targets, document, learn)
+        return max(_fast_seconds(training, tokens, targets, document, learn), _host_seconds(training, learn))
     return general_seconds(training, tokens, targets, document, learn)
+
+
+def host_factor(training: Training, part: Part) -> float | None:
+    """How many times as long the host issues a mean pack's kernels as the GPU computes it; None: not known."""
+    if fast.unsupported(training) is not None or training.device.name == "cpu":
+        return None
+    means = part.tokens / part.packs, part.targets / part.packs, part.tokens / part.samples
+    return _host_seconds(training, learn=True) / _fast_seconds(training, *means, learn=True)
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
@@ -129,7 +137,7 @@ def _fast_seconds(training: Training, tokens: float, targets: float, document: f
     """The same products, at the fast layers' speed, and what elementwise kernels read and write.
 
     A layer that is not kept repeats all of its forward pass but the last product. Attention of short documents
-    is bound by memory too. The host must issue it all: small models wait for it.
+    is bound by memory too.
     """
     model, device = training.model, training.device
     width, inner, number = model.hidden, model.intermediate, device.compute_bytes
@@ -158,9 +166,14 @@ def _fast_seconds(training: Training, tokens: float, targets: float, document: f
     )
     traffic = elementwise + (0 if fast.dequantised(training) else dequantised)
     seconds = products / device.fast_flops + attention / device.flops + traffic / (MEMORY_SHARE * device.bandwidth)
+    return seconds / BUSY
+
+
+def _host_seconds(training: Training, learn: bool) -> float:
+    """Seconds in which the host issues a pack's kernels: models with narrow layers wait for it."""
+    blocks = training.model.blocks
     issue = HOST_SECONDS_DEQUANTISED if fast.dequantised(training) else HOST_SECONDS
-    host = issue * model.blocks * (1 + 0.2 * again) * (1 + backward) / 2
-    return max(seconds / BUSY, host)
+    return issue * (1.2 * blocks - 0.2 * fast.layers_kept(training) if learn else blocks / 2)
 
 
 def optimizer_seconds(training: Training) -> float:

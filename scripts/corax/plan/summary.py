@@ -1,5 +1,6 @@
 """The content of plan.json, and the same as a table for the log."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,8 @@ from corax.plan.schedule import Part
 from corax.progress import clock
 from corax.settings.plan import PlanSettings
 
+WAITS = 1.25
+"""From this `host_factor` on longer packs are worth a line."""
 BINS = 50
 """At most so many bins in the histogram of lengths."""
 
@@ -25,6 +28,7 @@ def content(
     longest = speed.seconds_per_pack(training, training.tokens, training.targets, train.tokens / train.samples)
     reason = fast.unsupported(training)
     gpu_hours = 0.0 if training.device.name == "cpu" else hours * training.ranks
+    waits = speed.host_factor(training, train)
     price = None if settings.price_per_gpu_hour is None else gpu_hours * settings.price_per_gpu_hour
     return {
         "steps": train.steps,
@@ -49,6 +53,7 @@ def content(
         "fits": needed <= training.device.memory,
         "seconds_per_step": _rounded(step),
         "seconds_longest_pack": _rounded(longest),
+        "host_factor": None if waits is None else _rounded(waits),
         "hours": _rounded(hours),
         "gpu_hours": _rounded(gpu_hours),
         "price": None if price is None else _rounded(price),
@@ -95,6 +100,12 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         f"time: {plan['steps']:,} steps of {plan['packs_per_step']} packs ({plan['epochs']:g} epochs), "
         f"{plan['seconds_per_step']:.3g} s a step, {clock(plan['hours'] * 3600)} with validation"
     )
+    if plan["packing"] and (plan["host_factor"] or 0) > WAITS:
+        longer = math.ceil(plan["host_factor"] * plan["max_length"] / 1024) * 1024
+        yield (
+            f"the GPU waits: issuing its kernels takes {plan['host_factor']:.1f} times as long as a pack takes it; "
+            f"plan.max_length {longer:,} with fewer packs_per_step would keep it busy"
+        )
     if plan["gpu_hours"]:
         price = "" if plan["price"] is None else f", price {plan['price']:,.2f}"
         yield f"GPU-hours: {plan['gpu_hours']:,.4g}{price}"

@@ -1,5 +1,6 @@
 # The checked configuration, and the few functions that rules share.
 
+import atexit
 import json
 import os
 import re
@@ -79,6 +80,7 @@ onstart:
     if missing_images():
         build = names.command(CONFIG.optional_images)
         sys.exit(f"error: {', '.join(missing_images())}: missing; build with: {build}")
+    FORGOTTEN.clear()
 
 
 def dataset(wildcards):
@@ -219,6 +221,9 @@ def folders(manifests):
     return [str(Path(manifest).parent) for manifest in manifests]
 
 
+FORGOTTEN = {}
+
+
 def forget_incomplete(root="results"):
     """Remove manifests that are damaged or whose files are gone or cut: Snakemake makes those artifacts again."""
     for path in Path(root).rglob("*manifest.json"):
@@ -228,9 +233,19 @@ def forget_incomplete(root="results"):
             problem = str(error)
         if problem:
             print(f"{problem}; it will be made again", file=sys.stderr)
+            FORGOTTEN[path] = path.read_bytes(), path.stat().st_mtime_ns
             path.unlink()
+
+
+def remember():
+    """Put the manifests back that no run made again: a dry run changes nothing."""
+    for path, (content, time) in FORGOTTEN.items():
+        if path.parent.is_dir() and not path.exists():
+            path.write_bytes(content)
+            os.utime(path, ns=(time, time))
 
 
 # Once, in the process that the user started; not in the jobs, which run while artifacts are being replaced.
 if workflow.is_main_process:
+    atexit.register(remember)
     forget_incomplete()

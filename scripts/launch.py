@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from corax import cli
+from corax.errors import CoraxError
 
 SIGNALS = {signal.SIGCHLD, *stop.STOP_SIGNALS}
 PR_SET_PDEATHSIG = 1
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Run the program and exit as it did."""
+    if args.ranks < 1:
+        raise CoraxError(f"--ranks: {args.ranks}, must be at least 1")
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     # Where the ranks meet, on a port that the system chose. Loopback: the host's name may lead nowhere.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]

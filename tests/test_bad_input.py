@@ -302,3 +302,9 @@ def adapter(folder: Path, prepared: Prepared) -> Path:
         config = artifact.path / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()), sort_keys=True))
     return folder / "adapter"
+
+
+def test_no_rank_is_one_line() -> None:
+    result = stages.run("launch", "--ranks", 0, "program.py")
+    assert result.returncode == cli.USER_ERROR
+    assert "--ranks: 0, must be at least 1" in result.stderr and "Traceback" not in result.stderr

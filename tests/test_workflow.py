@@ -256,8 +256,12 @@ def test_a_file_missing_in_an_artifact_is_noticed(finished: Path, name: str) -> 
     kept = {path: path.read_bytes() for path in (merged / name, merged / "manifest.json")}
     with kept_times(finished / "results"):
         (merged / name).unlink()
+        before = (merged / "manifest.json").stat().st_mtime_ns
         try:
             assert planned(finished) == {"merge", "sample", "evaluate", "report"}
+            # A dry run leaves what would tell the loss.
+            assert (merged / "manifest.json").read_bytes() == kept[merged / "manifest.json"]
+            assert (merged / "manifest.json").stat().st_mtime_ns == before
         finally:
             for path, content in kept.items():
                 path.write_bytes(content)

@@ -10,6 +10,7 @@ from corax.settings.detokenize import DetokenizeSettings
 from corax.settings.download import SOURCES
 from corax.settings.evaluate import EvaluateSettings
 from corax.settings.generate import GenerateSettings
+from corax.settings.harness import HarnessSettings
 from corax.settings.lora import LoraSettings
 from corax.settings.merge import MergeSettings
 from corax.settings.plan import PlanSettings
@@ -29,6 +30,7 @@ MODELS: dict[str, type[Settings]] = {
     "merge": MergeSettings,
     "sample": SampleSettings,
     "evaluate": EvaluateSettings,
+    "harness": HarnessSettings,
     **SOURCES,
 }
 """By section; those of `download` by their `source`."""

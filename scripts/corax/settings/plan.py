@@ -31,9 +31,9 @@ class PlanSettings(Settings):
     """What to do about a sample longer than `max_length`; both name it."""
     packs_per_step: int = Field(16, ge=1)
     """Packs in one optimizer step (the global batch), whatever the number of devices."""
-    num_train_epochs: Float = Field(1.0, gt=0)
+    num_train_epochs: Float = Field(1.0, gt=0, le=1000)
     """Passes over the training data; ignored where `max_steps` is given."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=10**7)
     """Optimizer steps; the data are repeated in a new order as often as needed."""
     validation_samples: int = Field(256, ge=1)
     """At most so many validation samples are used during training, the first ones."""

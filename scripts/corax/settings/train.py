@@ -68,5 +68,5 @@ class TrainSettings(Settings):
     """Write curves for TensorBoard to logs/tensorboard/<run> while training; does not change the result."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of adapter initialisation and dropout."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1, le=1024)
     """CPU threads of each rank; on a CPU the result is bitwise the same only for the same number."""

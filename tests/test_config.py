@@ -50,6 +50,20 @@ def test_what_is_not_given_has_its_default(tmp_path: Path) -> None:
     assert (run.lora.r, run.lora.lora_alpha, run.plan.max_length, run.plan.packing) == (16, 32.0, 2048, True)
 
 
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("", ("user", "assistant")),
+        ("task: quantum", ("{quantum state}", "{code}")),
+        ("pretokenize: {prompt_header: product}", ("product", "assistant")),
+        ("pretokenize: {chunk_length: 8}", ("user", "assistant")),
+    ],
+)
+def test_roles_are_those_of_the_task(tmp_path: Path, text: str, roles: tuple[str, str]) -> None:
+    pretokenize = load(tmp_path, VALID.replace("shards: 2", f"shards: 2\n    {text}")).datasets["data"].pretokenize
+    assert (pretokenize.prompt_header, pretokenize.completion_header) == roles
+
+
 def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
     text = VALID.replace("lora: {r: 16}", "lora: &lora {r: 16}") + (
         "  other:\n    model: tiny\n    dataset: data\n    lora:\n      <<: *lora\n      r: 32\n"

@@ -26,6 +26,9 @@ from corax.settings.sample import SampleSettings
 from corax.settings.train import TrainSettings
 from corax.settings.tuning import BESIDE, NEW_TOKENS, TuningSettings, conflict, undividable
 
+ROLES = {"prompt_header": "user", "completion_header": "assistant"}
+"""Who says prompts and completions, other than those of the quantum task."""
+
 
 class Dataset(Settings):
     """Samples: generated here or downloaded, in equal shards."""
@@ -42,6 +45,14 @@ class Dataset(Settings):
     """Files to text."""
     pretokenize: PretokenizeSettings = PretokenizeSettings()
     """Text to the model's ids."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roles(cls, values: Any) -> Any:
+        given = values.get("pretokenize", {}) if isinstance(values, dict) else None
+        if not isinstance(given, dict) or values.get("task") == "quantum":
+            return values
+        return {**values, "pretokenize": {**ROLES, **given}}
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Dataset":

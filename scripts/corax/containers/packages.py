@@ -3,15 +3,9 @@
 An image is built from them without a network, so nothing of the site can get into it.
 """
 
-import logging
-import subprocess
-import sys
 from pathlib import Path
 
-from corax.containers import converter
-from corax.errors import CoraxError
-
-log = logging.getLogger("corax")
+from corax.containers import converter, pip
 
 PYTHON = "3.11"
 """The images' Python, which need not be this machine's."""
@@ -27,7 +21,6 @@ TORCH = ("cuda", "cpu")
 CUDA_LOCK = "cuda.txt"
 """What the CUDA build needs besides."""
 CUDA_TORCH, CPU_TORCH = "torch==2.13.0 ", "torch==2.13.0+cpu "
-LOGGED_LINES = 8
 
 
 def fetch(locks: list[Path], torch: str, folder: Path) -> None:
@@ -47,13 +40,8 @@ def fetch(locks: list[Path], torch: str, folder: Path) -> None:
 
 
 def _download(requirements: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--no-input"]
-    command += ["--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON]
-    command += [word for abi in ABIS for word in ("--abi", abi)]
-    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if result.returncode != 0:
-        for line in result.stderr.splitlines()[-LOGGED_LINES:]:
-            log.info("pip: %s", line.strip())
-        raise CoraxError("pip cannot fetch the packages of the locks in envs/, for the reason above")
+    wanted = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON]
+    wanted += [word for abi in ABIS for word in ("--abi", abi)]
+    wanted += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    places = ("--dest", str(folder), "--requirement", str(requirements))
+    pip.run("download", *wanted, *places, what="the packages of the locks in envs/")

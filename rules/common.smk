@@ -68,6 +68,11 @@ os.environ.update(CORAX_BIND=",".join(enter.outside(CONFIG, REPOSITORY)))
 IMAGES = {name: f"{ROOT}{names.image(REPOSITORY, name)}" for name in names.LOCKS}
 
 
+def one_of(names):
+    """A wildcard's pattern for these names; nothing matches it if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 def missing_images():
     """The images that are not there, if jobs run in containers."""
     if DeploymentMethod.APPTAINER not in workflow.deployment_settings.deployment_method:

@@ -35,7 +35,7 @@ rule download_data:
     log:
         "logs/download/{dataset}-{shard}.log",
     wildcard_constraints:
-        dataset="|".join(map(re.escape, DOWNLOADED)) or "(?!)",
+        dataset=one_of(DOWNLOADED),
     container:
         IMAGES["data"]
     resources:

@@ -11,7 +11,7 @@ rule export:
     log:
         "logs/export/{run}.log",
     wildcard_constraints:
-        run="|".join(map(re.escape, EXPORTED)) or "(?!)",
+        run=one_of(EXPORTED),
     container:
         IMAGES["gguf"]
     resources:

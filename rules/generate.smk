@@ -15,7 +15,7 @@ rule generate:
     log:
         "logs/generate/{dataset}-{shard}.log",
     wildcard_constraints:
-        dataset="|".join(map(re.escape, GENERATED)) or "(?!)",
+        dataset=one_of(GENERATED),
     group:
         "data"
     container:

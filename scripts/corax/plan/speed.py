@@ -62,8 +62,7 @@ def host_factor(training: Training, part: Part) -> float | None:
     """How many times as long the host issues a mean pack's kernels as the GPU computes it; None: not known."""
     if fast.unsupported(training) is not None or training.device.name == "cpu":
         return None
-    means = part.tokens / part.packs, part.targets / part.packs, part.tokens / part.samples
-    return _host_seconds(training, learn=True) / _fast_seconds(training, *means, learn=True)
+    return _host_seconds(training, learn=True) / _fast_seconds(training, *_mean_pack(part), learn=True)
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
@@ -185,8 +184,12 @@ def optimizer_seconds(training: Training) -> float:
 
 def mean_seconds(training: Training, part: Part, learn: bool = True) -> float:
     """Seconds of one pack of mean size."""
-    tokens, targets = part.tokens / part.packs, part.targets / part.packs
-    return seconds_per_pack(training, tokens, targets, part.tokens / part.samples, learn)
+    return seconds_per_pack(training, *_mean_pack(part), learn)
+
+
+def _mean_pack(part: Part) -> tuple[float, float, float]:
+    """Tokens and targets of a pack, and tokens of a document."""
+    return part.tokens / part.packs, part.targets / part.packs, part.tokens / part.samples
 
 
 def training_hours(training: Training, train: Part, validation: Part) -> tuple[float, float]:

@@ -119,6 +119,7 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
                 save(model, artifact.path, start, args.model)
                 _describe(artifact, train, metrics, loop, segments, probed)
             shutil.rmtree(checkpoints)
+    state.destroy_process_group()
 
 
 def _read_plan(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 from corax.errors import CoraxError
 from corax.progress import Progress
@@ -259,8 +260,7 @@ class Loop:
             checkpoint.save(self.checkpoints, found, self.settings.save_total_limit)
         elif self.divided:
             found.gather()
-        if self.ranks > 1:
-            dist.barrier()
+        PartialState().wait_for_everyone()
 
 
 def _check_finite(row: Mapping[str, Any], *keys: str) -> None:

@@ -44,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
         tokens=plan.max_length,
         targets=args.targets or plan.max_length,
         longest_sample=args.document or plan.max_length,
+        samples=math.ceil(plan.max_length / (args.document or plan.max_length)),
         packs_per_rank=math.ceil(plan.packs_per_step / plan.devices),
     )
     training = fit.decide(wanted)

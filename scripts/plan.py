@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     lora = cli.settings(args, LoraSettings, "lora")
     tuning = cli.settings(args, TuningSettings, "tuning")
     train = cli.settings(args, TrainSettings, "train")
-    tuning_settings.check(tuning, lora, train, settings.packing, settings.devices, is_encoder_decoder(args.model))
+    tuning_settings.check(tuning, lora, train, settings.devices, is_encoder_decoder(args.model))
     manifest, base = open_artifact(args.model), model.read(args.model)
     if base.family in TRANSPOSED and tuning.method == "lora":
         raise CoraxError(
@@ -89,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
             tokens=max(train_part.most_tokens, validation_part.most_tokens),
             targets=max(train_part.most_targets, validation_part.most_targets),
             longest_sample=longest,
+            samples=max(train_part.most_samples, validation_part.most_samples),
             new_tokens=len(manifest.facts.get("new_token_ids", [])),
             packs_per_rank=math.ceil(min(settings.packs_per_step, train_part.packs) / settings.devices),
         )

@@ -29,6 +29,7 @@ def training(
     dropout: float = 0.0,
     ranks: int = 1,
     longest_sample: int = 1132,
+    samples: int = 1,
     packs: int = 1,
     method: str = "lora",
     lora: dict[str, Any] | None = None,
@@ -46,6 +47,7 @@ def training(
         targets=tokens if targets is None else targets,
         longest_sample=longest_sample,
         packs_per_rank=packs,
+        samples=samples,
     )
 
 

@@ -23,7 +23,8 @@ from corax.plan.schedule import Part
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import TuningSettings
 from corax.train.adapter import add_adapter
-from corax.train.general import GeneralEngine
+from corax.train.engine import make_engine
+from corax.train.packs import flatten
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
@@ -149,6 +150,10 @@ TINY_CODER = {"n_embd": 128, "n_inner": 512, "n_head": 8, "n_layer": 2, "vocab_s
         ("phi3", "lora", torch.bfloat16, 0.0),
         ("gemma2", "lora", torch.bfloat16, 0.0),
         ("gpt_bigcode", "lora", torch.bfloat16, 0.0),
+        ("llama", "prompt_tuning", torch.bfloat16, 0.0),
+        ("llama", "prefix_tuning", torch.bfloat16, 0.0),
+        ("llama", "prefix_tuning", torch.float32, 0.0),
+        ("gemma2", "prompt_tuning", torch.float32, 0.0),
         ("llama", "ia3", torch.float32, 0.0),
         ("llama", "full", torch.float32, 0.0),
     ],
@@ -168,9 +173,11 @@ def test_what_a_block_keeps_against_autograd(
         model.describe(config, architectures.shapes(config)),
         Device("cpu", GB, 1.0, 1.0, 1.0, dtype.itemsize, 0),
         tokens=256,
+        longest_sample=128,
         r=8,
         dropout=dropout,
         method=method,
+        samples=2,
     )
     kept = [_bytes_kept({**config, layers: blocks}, run, dtype) for blocks in (2, 3)]
     copies = sum(copy.bytes for copy in general.copies(run)) / 2
@@ -185,7 +192,8 @@ def _bytes_kept(config: dict[str, Any], run: memory.Training, dtype: torch.dtype
     attention = "eager" if config["model_type"] == "gemma2" else "sdpa"
     found = AutoConfig.for_model(config["model_type"], **options)
     net = AutoModelForCausalLM.from_config(found, attn_implementation=attention).to(dtype)
-    net = add_adapter(net, run.lora, 0, run.tuning).train()
+    engine = make_engine(add_adapter(net, run.lora, 0, run.tuning), run.train, run.longest_sample)
+    net = engine.model
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -193,9 +201,9 @@ def _bytes_kept(config: dict[str, Any], run: memory.Training, dtype: torch.dtype
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    positions = torch.arange(run.tokens // 2).repeat(2)[None]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), GeneralEngine(net).autocast:
-        net(input_ids=torch.zeros(1, run.tokens, dtype=torch.long), position_ids=positions, use_cache=False)
+    sample = np.zeros(run.longest_sample, np.uint32), np.array([run.longest_sample - 1])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        engine.loss_sum(flatten([sample] * run.samples), seed=0)
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
 
 

@@ -36,7 +36,8 @@ from corax.template import Template
 from corax.train.engine import make_engine
 from corax.train.isolation import check_isolation
 from corax.train.packs import flatten
-from corax.train.seq2seq import Seq2SeqEngine, alike
+from corax.train.rows import alike
+from corax.train.seq2seq import Seq2SeqEngine
 
 HEADER = "sst2 sentence:"
 METHODS = ("lora", "full", "prefix_tuning", "prompt_tuning")

@@ -98,8 +98,8 @@ class Run(Settings):
 
     @model_validator(mode="after")
     def _settings_agree(self) -> "Run":
-        # Whether the model has an encoder, where packing matters less, is known once it is there: `train` asks again.
-        problem = conflict(self.tuning, self.lora, self.train, self.plan.packing, has_encoder=True) or undividable(
+        # Whether the model has an encoder is known once it is there: `plan` asks again.
+        problem = conflict(self.tuning, self.lora, self.train) or undividable(
             self.train, self.plan.devices, has_encoder=False
         )
         if problem:

@@ -121,4 +121,6 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _shorter(training: Training, length: int) -> Training:
-    return replace(training, tokens=length, targets=math.ceil(training.targets * length / training.tokens))
+    share = length / training.tokens
+    targets, samples = math.ceil(training.targets * share), math.ceil(training.samples * share)
+    return replace(training, tokens=length, targets=targets, samples=samples)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from corax.plan.memory import FLOAT32, Component, Training, part, total
 from corax.plan.states import exchange, gradients, trained_weights
+from corax.settings.tuning import VIRTUAL_TOKENS
 
 LOGIT_BYTES = 3 * FLOAT32
 """Bytes of a logit when its gradient is made: log-softmax, its gradient and the logit's, in float32."""
@@ -33,8 +34,9 @@ def _moments(training: Training) -> Iterator[list[Component]]:
     at_loss, at_block, at_end = _gathered(training) if training.sharded else [_workspace(training)] * 3
     if train.gradient_checkpointing:
         stream = FLOAT32 if training.tuning.method == "full" and not training.sharded else number
-        size = model.blocks * training.tokens * model.hidden * stream
-        sum_of = f"{model.blocks} blocks × {training.tokens:,} tokens × {model.hidden:,} × {stream} bytes"
+        tokens = places(training)
+        size = model.blocks * tokens * model.hidden * stream
+        sum_of = f"{model.blocks} blocks × {tokens:,} tokens × {model.hidden:,} × {stream} bytes"
         inputs = part("activations: inputs of blocks", size, sum_of)
         again = part("activations: one block, recomputed", block, how)
         # The copies are gone after the forward pass, the logits when the first block is recomputed.
@@ -51,12 +53,50 @@ def _moments(training: Training) -> Iterator[list[Component]]:
 
 def block_bytes(training: Training) -> tuple[float, str]:
     """Bytes that one block keeps for the backward pass of a pack, and how they come about."""
-    tokens = training.tokens
+    tokens, pairs, prefix = places(training), _pairs(training), _prefix_bytes(training)
     per_token, scores = bytes_per_token(training), _score_bytes(training)
     how = f"{tokens:,} tokens × {per_token:,.0f} bytes"
-    if not scores:
-        return tokens * per_token, how
-    return tokens * per_token + tokens**2 * scores, f"{how} + {tokens:,}² × {scores}"
+    if scores:
+        how += f" + {pairs:,} pairs × {scores}"
+    if prefix:
+        how += f" + {prefix:,} of prefixes"
+    return tokens * per_token + pairs * scores + prefix, how
+
+
+def places(training: Training) -> int:
+    """Positions that a pack is computed in: its tokens; with virtual tokens (corax.train.virtual) those of its rows.
+
+    A group of rows is padded to at most twice its tokens, and no row to more than the longest sample.
+    """
+    if not _is_in_rows(training):
+        return training.tokens
+    padded = min(2 * training.tokens, training.samples * training.longest_sample)
+    return padded + training.samples * (0 if _has_prefix(training) else training.tuning.num_virtual_tokens)
+
+
+def _is_in_rows(training: Training) -> bool:
+    return training.tuning.method in VIRTUAL_TOKENS and not training.model.config.get("is_encoder_decoder")
+
+
+def _has_prefix(training: Training) -> bool:
+    return training.tuning.method == "prefix_tuning"
+
+
+def _pairs(training: Training) -> int:
+    """Pairs of tokens that `_score_bytes` are needed for: all of a pack, or those of a row."""
+    seen = training.tokens
+    if _is_in_rows(training):
+        seen = training.longest_sample + training.tuning.num_virtual_tokens
+    return places(training) * seen
+
+
+def _prefix_bytes(training: Training) -> int:
+    """Keys and values that stand before those of every row."""
+    if not (_is_in_rows(training) and _has_prefix(training)):
+        return 0
+    model = training.model
+    width = model.attention if _repeats_keys(training) else model.keys
+    return training.samples * training.tuning.num_virtual_tokens * 2 * width * training.device.compute_bytes
 
 
 def bytes_per_token(training: Training) -> float:
@@ -122,17 +162,19 @@ def _score_bytes(training: Training) -> int:
     model, number = training.model, training.device.compute_bytes
     if model.config.get("attn_logit_softcapping"):
         return model.heads * SCORE_BYTES
-    return 0 if _has_boundaries(training) else number
+    return number if _has_mask(training) else 0
 
 
-def _has_boundaries(training: Training) -> bool:
-    """Whether attention gets the documents' boundaries instead of a mask: corax.train.general."""
-    return training.device.name != "cpu" and not training.model.config.get("attn_logit_softcapping")
+def _has_mask(training: Training) -> bool:
+    """Whether attention gets a mask: not for rows without a prefix, nor on a GPU the documents' boundaries instead."""
+    if training.model.config.get("attn_logit_softcapping"):
+        return True
+    return _has_prefix(training) if _is_in_rows(training) else training.device.name == "cpu"
 
 
 def _repeats_keys(training: Training) -> bool:
     """Whether grouped keys and values are copied for each head of the query; one for all is read as it is."""
-    return not _has_boundaries(training) and training.model.family != "gpt_bigcode"
+    return _has_mask(training) and training.model.family != "gpt_bigcode"
 
 
 def _is_gated(training: Training) -> bool:

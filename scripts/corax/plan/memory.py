@@ -42,6 +42,8 @@ class Training:
     """Tokens of the model whose embeddings are trained."""
     packs_per_rank: int = 1
     """Packs of one step on one device: from the second on, gradients are there while activations are."""
+    samples: int = 1
+    """The most in one pack, which virtual tokens stand before."""
 
     @property
     def sharded(self) -> bool:

@@ -71,6 +71,7 @@ class Part:
     most_tokens: int = 0
     """In one pack."""
     most_targets: int = 0
+    most_samples: int = 0
 
     @property
     def steps(self) -> int:
@@ -85,6 +86,7 @@ class Part:
         self.targets += int(chunk.targets.sum())
         self.most_tokens = max(self.most_tokens, int(chunk.tokens.max(initial=0)))
         self.most_targets = max(self.most_targets, int(chunk.targets.max(initial=0)))
+        self.most_samples = max(self.most_samples, int(np.diff(chunk.packs.offsets).max(initial=0)))
 
 
 def train_chunks(blocks: Blocks, settings: PlanSettings, scratch: Path) -> Iterator[Chunk]:

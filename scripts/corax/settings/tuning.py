@@ -11,7 +11,7 @@ from corax.settings.train import TrainSettings
 
 Method = Literal["lora", "full", "ia3", "prompt_tuning", "prefix_tuning", "adaption_prompt"]
 VIRTUAL_TOKENS = ("prompt_tuning", "prefix_tuning")
-"""Methods that put trained tokens before a sample: in a pack only the first sample would see them."""
+"""Methods that put trained tokens before each sample."""
 BESIDE = (*VIRTUAL_TOKENS, "adaption_prompt")
 """Methods whose result lies beside the base's weights, in peft's format: nothing can be merged."""
 NEW_TOKENS = ("lora", "full")
@@ -33,35 +33,22 @@ class TuningSettings(Settings):
     """Adapted layers, counted from the output, for adaption_prompt; null: all."""
 
 
-def check(
-    tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, packing: bool, devices: int, has_encoder: bool
-) -> None:
+def check(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, devices: int, has_encoder: bool) -> None:
     """Raise CoraxError for a setting that the others, or the number of devices, exclude."""
-    problem = conflict(tuning, lora, train, packing, has_encoder) or undividable(train, devices, has_encoder)
+    problem = conflict(tuning, lora, train) or undividable(train, devices, has_encoder)
     if problem:
         raise CoraxError(problem)
 
 
-def conflict(
-    tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, packing: bool, has_encoder: bool
-) -> str | None:
-    """The first setting that the others exclude, as one line that says what is allowed; None if there is none.
-
-    `packing` as in PlanSettings; `has_encoder`: of an encoder-decoder model, where samples are rows of a batch.
-    """
+def conflict(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings) -> str | None:
+    """The first setting that the others exclude, as one line that says what is allowed; None if there is none."""
     method, start = tuning.method, lora.init_lora_weights
-    if method in VIRTUAL_TOKENS and packing and not has_encoder:
-        return (
-            f"tuning.method is {method!r}, whose tokens only a pack's first sample would see: set plan.packing: false"
-        )
     if method == "prefix_tuning" and train.gradient_checkpointing:
         return "tuning.method is 'prefix_tuning', which recomputed layers lose: set train.gradient_checkpointing: false"
     if train.fsdp and method != "full":
         return f"train.fsdp is true, allowed with tuning.method: full; found {method!r}, which needs it not"
     if train.fsdp and train.optim != "adamw_torch":
         return f"train.fsdp is true, allowed with train.optim: adamw_torch; found {train.optim!r}"
-    if method != "full" and train.bits == 8 and packing:
-        return "train.bits is 8, whose rounding depends on all tokens of a pack: set plan.packing: false"
     if method != "lora":
         return None
     if start in CHANGED_BASE and train.bits != 16:

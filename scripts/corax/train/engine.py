@@ -10,6 +10,7 @@ from corax.train.fast.engine import FastEngine, place_embedding, unsupported
 from corax.train.general import GeneralEngine, transformers_model
 from corax.train.packs import Batch
 from corax.train.seq2seq import Seq2SeqEngine
+from corax.train.virtual import VirtualTokensEngine, has_virtual_tokens
 
 log = logging.getLogger("corax")
 
@@ -48,4 +49,6 @@ def make_engine(model: Any, train: TrainSettings, longest: int) -> Engine:
         transformers_model(model).gradient_checkpointing_enable({"use_reentrant": False})
     if model.config.is_encoder_decoder:
         return Seq2SeqEngine(model)
+    if has_virtual_tokens(model):
+        return VirtualTokensEngine(model)
     return GeneralEngine(model)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from peft import PeftModel, PromptLearningConfig, PromptTuningConfig
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -51,19 +51,15 @@ class TransformersEngine:
 
 
 class GeneralEngine(TransformersEngine):
-    """Any causal language model, as transformers and peft compute it.
+    """Any decoder-only model without virtual tokens, as transformers and peft compute it.
 
-    Packs are told apart by their positions; on a GPU attention gets explicit boundaries instead of a T × T mask.
-    Virtual tokens (prompt and prefix tuning) need packs of one sample.
+    Samples are told apart by their positions; on a GPU attention gets explicit boundaries instead of a T × T mask.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        prompt = model.active_peft_config if isinstance(model, PeftModel) else None
-        has_prefix = isinstance(prompt, PromptLearningConfig)
-        self.virtual_tokens = prompt.num_virtual_tokens if isinstance(prompt, PromptTuningConfig) else 0
         is_usual = model.config._attn_implementation in ("sdpa", PACKED_ATTENTION)
-        self.boundaries = is_usual and has_varlen(self.device, hardware.compute_dtype(self.device)) and not has_prefix
+        self.boundaries = is_usual and has_varlen(self.device, hardware.compute_dtype(self.device))
         if self.boundaries:
             AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
             AttentionMaskInterface.register(PACKED_ATTENTION, lambda *arguments, **options: None)
@@ -72,14 +68,12 @@ class GeneralEngine(TransformersEngine):
     def _logits(self, batch: Batch) -> torch.Tensor:
         options = {"documents": Documents.from_positions(batch.position_ids, self.device)} if self.boundaries else {}
         moved = batch.to(self.device)
-        # Behind tokens in front of the sample, positions go on from theirs: the model counts by itself.
-        positions = None if self.virtual_tokens else moved.position_ids
         with self.autocast:
             logits: torch.Tensor = self.model(
                 input_ids=moved.input_ids,
-                position_ids=positions,
+                position_ids=moved.position_ids,
                 use_cache=False,
-                logits_to_keep=moved.predicts + self.virtual_tokens,
+                logits_to_keep=moved.predicts,
                 **options,
             ).logits
         return logits[0]

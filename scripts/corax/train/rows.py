@@ -1,0 +1,49 @@
+"""The samples of a pack as the rows of padded batches: no sample sees another, whatever stands before each."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from corax.train.attention import Documents
+from corax.train.packs import Batch
+
+
+def split(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids, whether each is a target) of the samples of a pack on the host."""
+    lengths = Documents.from_positions(batch.position_ids, batch.position_ids.device).lengths
+    is_target = torch.zeros_like(batch.input_ids[0], dtype=torch.bool)
+    is_target[batch.predicts + 1] = True
+    return list(zip(torch.split(batch.input_ids[0], lengths), torch.split(is_target, lengths), strict=True))
+
+
+def in_groups(
+    lengths: Sequence[int], targets: Sequence[int], logits: Callable[[list[int]], torch.Tensor]
+) -> torch.Tensor:
+    """Logits (n, vocabulary) of all samples, one after the other, made by `logits` for one group of them at a time.
+
+    `lengths` decide which samples are alike; `logits` gives as many rows as `targets` says, for sample after sample.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for group in alike(lengths):
+        found |= zip(group, torch.split(logits(group), [targets[sample] for sample in group]), strict=True)
+    return torch.cat([found[sample] for sample in range(len(lengths))])
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The samples in groups, the longest first; none is shorter than half the longest of its group.
+
+    So padding at most doubles what is computed and kept, and few groups keep the GPU busy.
+    """
+    groups: list[list[int]] = []
+    for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
+        if groups and 2 * lengths[sample] >= lengths[groups[-1][0]]:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups
+
+
+def padded(rows: Sequence[torch.Tensor], value: int = 0) -> torch.Tensor:
+    """The rows as one batch, filled on the right; on the host that takes a GPU fewer calls."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=value)

@@ -32,11 +32,13 @@ from corax.artifact import open_artifact
 from corax.confidence import wilson
 from corax.plots import BLUE, GREEN, INK, ORANGE, STYLE, save_png
 
-METHODS = {"full": 1e-3, "lora": 3e-3, "prefix_tuning": 3e-2}
+METHODS = {"full": 5e-4, "lora": 3e-3, "prefix_tuning": 3e-2}
 """The learning rate of each."""
 NAMES = {"full": "full fine-tuning", "lora": "LoRA, r = 16", "prefix_tuning": "prefix tuning, 20 tokens"}
 COLOURS = dict(zip(METHODS, (BLUE, ORANGE, GREEN), strict=True))
-LEAST_STEPS, MOST_STEPS = 100, 600
+LEAST_STEPS, MOST_STEPS = 200, 1000
+AFTER_TRAINING = 25.0
+"""Seconds that merging, sampling and evaluating a run take at most."""
 MB = 1e6
 
 
@@ -60,7 +62,7 @@ def main() -> None:
             (folder / "span-corruption.json").write_text(json.dumps(losses) + "\n")
         checked = config.check(configuration(folder, on_gpu=devices[0].number != ""))
         left = arguments.seconds - (time.monotonic() - began)
-        runs = TimedRuns(Pipeline(checked, folder), list(METHODS), devices, left, ("full", "lora"))
+        runs = TimedRuns(Pipeline(checked, folder), list(METHODS), devices, left, ("full", "lora"), AFTER_TRAINING)
         runs.all(lambda finished: save(folder, finished), LEAST_STEPS, MOST_STEPS, arguments.steps)
         if runs.finished:
             print((folder / "seq2seq.md").read_text())
@@ -79,7 +81,7 @@ def configuration(folder: Path, on_gpu: bool) -> dict[str, Any]:
             "train": {
                 "learning_rate": rate,
                 "bits": 16,
-                "eval_steps": 25,
+                "eval_steps": 50,
                 "save_steps": 10_000,
                 "deterministic": False,
             },

@@ -13,23 +13,29 @@ from pathlib import Path
 
 from pipeline import Gpu, Pipeline, side_by_side
 
-PACE_STEPS = 4
-AFTER_TRAINING = 25.0
-"""Seconds that merging, sampling and evaluating a run take at most."""
+PACE_STEPS = 10
+"""The first ones load kernels."""
 PLANS_AT_ONCE = 8
 
 
 class TimedRuns:
     """`names` are the runs in their order, `paced` those whose short trainings tell the pace of all.
 
+    `after` seconds are kept for merging, sampling and evaluating a run.
     The first of `paced` stands for all whose way is not among them. No run is begun that would end too late; with fewer
     steps than `least` the runs would differ by chance, so then the last ones are left out.
     """
 
     def __init__(
-        self, pipeline: Pipeline, names: Sequence[str], devices: Sequence[Gpu], seconds: float, paced: Sequence[str]
+        self,
+        pipeline: Pipeline,
+        names: Sequence[str],
+        devices: Sequence[Gpu],
+        seconds: float,
+        paced: Sequence[str],
+        after: float,
     ) -> None:
-        self.pipeline, self.names, self.devices, self.paced = pipeline, names, devices, paced
+        self.pipeline, self.names, self.devices, self.paced, self.after = pipeline, names, devices, paced, after
         self.end = time.monotonic() + seconds
         self.finished: list[str] = []
         self._began = time.monotonic()
@@ -53,7 +59,7 @@ class TimedRuns:
 
     def _one(self, name: str, device: Gpu, after_each: Callable[[list[str]], None]) -> None:
         with device.training:
-            if time.monotonic() + self._training + AFTER_TRAINING > self.end:
+            if time.monotonic() + self._training + self.after > self.end:
                 self.say(f"{name}: not begun, it would end too late")
                 return
             self.pipeline.train(name, device)
@@ -74,7 +80,7 @@ class TimedRuns:
         total = sum(steps.get(_way(name), paces[0][0]) for name in self.names)
         # Trainings at once on a GPU slow each other down, to half the gain (a guess).
         width = sum(1 + (device.runs - 2) / 2 for device in self.devices)
-        left = (self.end - time.monotonic() - AFTER_TRAINING) * width
+        left = (self.end - time.monotonic() - self.after) * width
         possible = int((left - besides * len(self.names)) / total)
         chosen = min(most, max(least, possible))
         self._training = besides + chosen * paces[0][0]

@@ -146,4 +146,4 @@ def test_the_plan_counts_at_least_the_places_of_the_rows(lengths: list[int], met
     run = training(tokens=sum(lengths), longest_sample=max(lengths), samples=len(lengths), method=method)
     before = run.tuning.num_virtual_tokens if method == "prompt_tuning" else 0
     found = sum(len(group) * (lengths[group[0]] + before) for group in alike(lengths))
-    assert found <= general.places(run) <= 2 * found
+    assert found <= general.places(run) <= 1.5 * found + 1

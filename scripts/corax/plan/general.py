@@ -4,6 +4,7 @@ The worst moment is either the loss or the backward pass of one block.
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 from corax.plan.memory import FLOAT32, Component, Training, part, total
 from corax.plan.states import exchange, gradients, trained_weights
@@ -11,6 +12,8 @@ from corax.settings.tuning import VIRTUAL_TOKENS
 
 LOGIT_BYTES = 3 * FLOAT32
 """Bytes of a logit when its gradient is made: log-softmax, its gradient and the logit's, in float32."""
+PADDING = 1.5
+"""Most places for each token of padded rows: corax.train.rows."""
 SCORE_BYTES = 8
 """Bytes of an attention score that plain operations keep: soft cap, softmax and weights."""
 
@@ -66,11 +69,11 @@ def block_bytes(training: Training) -> tuple[float, str]:
 def places(training: Training) -> int:
     """Positions that a pack is computed in: its tokens; with virtual tokens (corax.train.virtual) those of its rows.
 
-    A group of rows is padded to at most twice its tokens, and no row to more than the longest sample.
+    No row is padded to more than the longest sample.
     """
     if not _is_in_rows(training):
         return training.tokens
-    padded = min(2 * training.tokens, training.samples * training.longest_sample)
+    padded = min(ceil(PADDING * training.tokens), training.samples * training.longest_sample)
     return padded + training.samples * (0 if _has_prefix(training) else training.tuning.num_virtual_tokens)
 
 

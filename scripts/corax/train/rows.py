@@ -8,6 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 from corax.train.attention import Documents
 from corax.train.packs import Batch
 
+PADDING = 1.5
+"""Most places of a padded group for each of its tokens: few groups keep a GPU busy, little padding its memory free."""
+
 
 def split(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(ids, whether each is a target) of the samples of a pack on the host."""
@@ -31,16 +34,16 @@ def in_groups(
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """The samples in groups, the longest first; none is shorter than half the longest of its group.
-
-    So padding at most doubles what is computed and kept, and few groups keep the GPU busy.
-    """
+    """The samples in groups, the longest first, each as large as PADDING allows."""
     groups: list[list[int]] = []
+    tokens = 0
     for sample in sorted(range(len(lengths)), key=lambda sample: -lengths[sample]):
-        if groups and 2 * lengths[sample] >= lengths[groups[-1][0]]:
+        tokens += lengths[sample]
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= PADDING * tokens:
             groups[-1].append(sample)
         else:
             groups.append([sample])
+            tokens = lengths[sample]
     return groups
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from corax.plan import fast
+from corax.plan import fast, general
 from corax.plan.devices import GB
 from corax.plan.memory import FLOAT32, Training
 from corax.plan.schedule import Part
@@ -66,7 +66,8 @@ def host_factor(training: Training, part: Part) -> float | None:
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
-    """As transformers and peft take, with peft's adapters and exchanges between ranks."""
+    """As transformers and peft take, with peft's adapters, padding of rows, and exchanges between ranks."""
+    tokens *= general.places(training) / training.tokens
     seconds = transformers_seconds(training, tokens, targets, document, learn)
     if training.tuning.method == "lora" and training.device.name != "cpu":
         seconds += _adapter_seconds(training, tokens, learn)

@@ -32,7 +32,7 @@ RATES = {
     "ia3": 1e-2,
     "prompt": 3e-2,
     "prefix": 5e-2,
-    "adaption": 5e-3,
+    "adaption": 2e-2,
 }
 """Learning rates for 135M parameters: the preset's are for 3B."""
 PACED = ("lora-alpaca", "lora-8bit-alpaca", "qlora-alpaca")

@@ -5,7 +5,7 @@
 Every way gets the same samples in the same order: as many steps as let all of them end in time, by the pace of short
 trainings (or --steps); no run is begun that would end too late. On each visible GPU one run trains while another is
 sampled and evaluated. After each run peft_comparison.py's table, plot and figures are written anew into the folder.
-A step is one pack of 2,048 tokens, about 23 samples. With --seconds 560 --at-once 3 two H100s should have time for some
+A step is one pack of 2,048 tokens, about 23 samples. With --seconds 560 --at-once 3 two H100s should have time for two
 hundred steps of all sixteen.
 """
 
@@ -37,7 +37,7 @@ RATES = {
 """Learning rates for 135M parameters: the preset's are for 3B."""
 PACED = ("lora-alpaca", "lora-8bit-alpaca", "qlora-alpaca")
 """A way of usual pace, the slow one, and the one whose kernels are compiled the first time."""
-LEAST_STEPS, MOST_STEPS = 60, 400
+LEAST_STEPS, MOST_STEPS = 60, 300
 AFTER_TRAINING = 75.0
 """Seconds that merging, sampling and evaluating a run take beside five others: 60, and some to spare."""
 

@@ -147,6 +147,7 @@ work/llama3: work/packages/bench
 
 bench-data: work/packages/bench
 	PYTHONPATH=$< $(BIN)/python benchmarks/data.py --rows $(ROWS)
+	$(BIN)/python benchmarks/json_array.py
 
 MILLION = results/datasets/million results/models/llama-3-tokenizer
 bench-million: work/llama3

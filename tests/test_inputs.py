@@ -3,6 +3,7 @@
 import csv
 import json
 import string
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corax.artifact import Artifact, open_artifact
+from corax.detokenize import json_array
 from corax.detokenize import lines as line_formats
 from corax.detokenize.errors import BadRowError
 from corax.detokenize.stage import detokenize
@@ -32,6 +34,11 @@ Row = Mapping[str, Any]
 
 def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    """One array over many lines, as alpaca_data.json."""
+    path.write_text(json.dumps(rows, indent=4, ensure_ascii=False), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -64,6 +71,8 @@ def write_feather(path: Path, rows: Sequence[Row]) -> None:
 
 WRITERS: dict[str, Callable[[Path, Sequence[Row]], None]] = {
     "rows.jsonl": write_jsonl,
+    "rows.json": write_json,
+    "lines.json": write_jsonl,
     "rows.csv": write_csv,
     "rows.parquet": write_parquet,
     "file.arrow": write_arrow_file,
@@ -272,6 +281,41 @@ def test_files_in_folders_and_documents_beside_them(tmp_path: Path) -> None:
     assert bad == {"file": "data/train-00000.parquet", "row": 1, "column": "text", "reason": "is null"}
 
 
+def test_json_beside_other_data_describes_it(tmp_path: Path) -> None:
+    """Alone it is data, but for the descriptions of the `datasets` library."""
+    rows = [{"text": "a"}]
+    assert convert(tmp_path, {"a.csv": rows, "words.json": [{"text": "b"}]}, record="text")["train"] == rows
+    files = {"1.json": rows, "dataset_infos.json": [{"text": "b"}]}
+    assert convert(tmp_path / "alone", files, record="text")["train"] == rows
+    chosen = {"record": "text", "format": "json", "validation_share": 0, "test_share": 0}
+    detokenize(tmp_path / "raw", tmp_path / "named", DetokenizeSettings.model_validate(chosen))
+    assert samples(tmp_path / "named")["train"] == [{"text": "b"}]
+
+
+def test_a_large_array_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
+    """An array of 40 MB, on one line and with one element a hundred times as long as the others."""
+
+    def peak(count: int) -> int:
+        path = tmp_path / f"{count}.json"
+        rows = (json.dumps({"text": f'"{number}" [' + "x" * (1000 if number else 100_000)}) for number in range(count))
+        with path.open("w") as file:
+            file.write("[" + next(rows))
+            file.writelines(f",{row}" for row in rows)
+            file.write("]")
+        tracemalloc.start()
+        try:
+            assert line_formats.count_json(path) == count
+            found = (row for batch in line_formats.json_batches(path) for row in batch)
+            assert all(f'"{number}" [x' in row["text"] for number, row in enumerate(found))  # type: ignore[index]
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)
+    small = peak(4_000)
+    assert peak(40_000) < small + 8 * 2**20
+
+
 def test_many_rows_in_small_memory_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks end after rows or bytes, whichever comes first; rows and order stay, and so do the bytes."""
     rows = [{"text": f"{number} " + "x" * (number % 50)} for number in range(3000)]
@@ -313,6 +357,56 @@ turns = st.lists(
 )
 
 
+def parsed(content: bytes) -> Any:
+    """What Python's own parser makes of it; None if that is no JSON."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def elements(content: bytes, block_bytes: int) -> list[bytes]:
+    with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "BLOCK_BYTES", block_bytes)
+        (Path(name) / "a.json").write_bytes(content)
+        return list(json_array.elements(Path(name) / "a.json", line_formats.ROW_BYTES))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.lists(st.recursive(json_values | st.text(), lambda inner: st.dictionaries(st.text(), inner)), max_size=5),
+    escaped=st.booleans(),
+    indent=st.sampled_from([None, 0, "\t\r\n "]),
+    before=st.sampled_from([b"", json_array.BYTE_ORDER_MARK, b"\r\n "]),
+    block_bytes=st.integers(1, 20) | st.just(2**20),
+)
+def test_any_array_has_its_elements(
+    rows: list[Any], escaped: bool, indent: str | int | None, before: bytes, block_bytes: int
+) -> None:
+    """As Python's own parser reads it, wherever a block ends: within an escape, a letter of several bytes, a number."""
+    text = json.dumps(rows, ensure_ascii=escaped, indent=indent)
+    found = elements(before + text.encode("utf-8", "surrogatepass") + b" \n", block_bytes)
+    assert [repr(json.loads(row.decode("utf-8", "surrogatepass"))) for row in found] == list(map(repr, rows))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    content=st.lists(st.sampled_from(['[{"a": "', "[", "]", "{", "}", ",", ":", '"', "\\", '"a"', "{}", "1", " ", "é"]))
+    .map(lambda parts: "[" + "".join(parts))
+    .map(str.encode),
+    block_bytes=st.integers(1, 5) | st.just(2**20),
+)
+def test_what_is_no_array_is_an_error_or_has_a_bad_row(content: bytes, block_bytes: int) -> None:
+    """Broken JSON is never read as if it were whole."""
+    wanted = parsed(content)
+    try:
+        found = [parsed(row) for row in elements(content, block_bytes)]
+    except CoraxError as error:
+        assert "a.json: " in str(error) and wanted is None
+        return
+    assert found == wanted if wanted is not None else None in found
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     rows=st.lists(
@@ -347,7 +441,7 @@ def test_any_json_is_a_sample_or_a_bad_row(rows: list[dict[str, Any]], record: s
 @given(content=st.binary(max_size=80) | st.text(string.printable, max_size=80).map(str.encode))
 def test_any_bytes_are_rows_or_one_error(content: bytes) -> None:
     """Files of every format made of anything: rows that are good or bad, or a CoraxError, and nothing else."""
-    for suffix in ("jsonl", "csv", "parquet", "arrow", "h5"):
+    for suffix in ("jsonl", "json", "csv", "parquet", "arrow", "h5"):
         with TemporaryDirectory() as name:
             with Artifact(Path(name) / "raw", stage="download") as artifact:
                 (artifact.path / f"a.{suffix}").write_bytes(content)

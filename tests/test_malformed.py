@@ -86,6 +86,10 @@ def jsonl(*rows: Any) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
+def array(*rows: Any) -> bytes:
+    return json.dumps(rows).encode()
+
+
 def not_utf8(*texts: bytes) -> pa.Array:
     return pa.array(texts, pa.binary()).view(pa.string())
 
@@ -193,6 +197,22 @@ BAD_FILES: dict[str, Case] = {
         MESSAGES,
         "cannot be read: column messages: List child array invalid",
     ),
+    # One array: what leaves it open where its rows are is refused as a whole.
+    "json: no bytes": ("a.json", b"", [], "the dataset is empty"),
+    "json: no rows": ("a.json", b" [ ]\n", [], "the dataset is empty"),
+    "json: cut in an object": ("a.json", array(GOOD, GOOD)[:-5], [], "row 1: the file ends within the array"),
+    "json: cut between objects": ("a.json", array(GOOD)[:-1] + b",", [], "row 1: the file ends within the array"),
+    "json: a quote missing": (
+        "a.json",
+        b'[{"prompt": "a, "completion": "b"}]',
+        option(max_bad_share=1),
+        "row 0: the file ends within the array, it is cut off or lacks a bracket or quote",
+    ),
+    "json: a brace too many": ("a.json", b'[{"prompt": "a"}}, {}]', [], "row 0: a bracket or quote is missing or one"),
+    "json: two arrays": ("a.json", array(GOOD) + b"\n" + array(GOOD), [], '\'[{"prompt": "p", "co\' follows the'),
+    "json: an object over lines": ("a.json", b'{\n "data": [{}]\n}\n', [], "is one JSON object, allowed: one array of"),
+    "json: an object on a line": ("a.json", b'{"data": [{}]}', [], "row 0: prompt is missing, found: data"),
+    "json: all rows bad": ("a.json", b"[{}, {}]", option(max_bad_share=1), "all 2 rows are bad"),
     # Several files
     "files: none": ("a.txt", b"hello", [], "no data file"),
     "files: none of the format": ("a.csv", b"text\na\n", option(format="parquet"), "no parquet file (*.parquet)"),
@@ -383,6 +403,14 @@ BAD_ROWS |= {
         message,
     )
     for name, (turns, message) in TURNS.items()
+}
+
+# The same rows in one array are bad for the same reason, if their brackets and quotes match.
+OPEN = ("jsonl: no JSON", "jsonl: cut", "jsonl: nested too deeply")
+BAD_ROWS |= {
+    f"json: {name}": ("a.json", b"[" + content.rstrip(b"\n").replace(b"\n", b",") + b"]", options, message)
+    for name, (_, content, options, message) in BAD_ROWS.items()
+    if name.startswith("jsonl: ") and name not in OPEN and isinstance(content, bytes)
 }
 
 BAD_VOCABULARIES: dict[str, tuple[Any, str]] = {

@@ -13,7 +13,10 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "csv": (".csv",),
     "arrow": (".arrow", ".feather"),
+    "json": (".json",),
 }
+DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
+"""Files about data: our own manifest, and what is found beside data on hubs."""
 
 
 class Files(NamedTuple):
@@ -26,10 +29,13 @@ class Files(NamedTuple):
 def find_files(folder: Path, format: Format | None) -> Files:
     """The data files below `folder`: those of `format`, or of the one format that is there.
 
+    Beside files of another format `*.json` is none: vocabularies and descriptions are written so.
     Raises CoraxError if there is none, if there are several formats, or if names of parts are mixed with other names.
     """
     by_format = {each: _with_suffix(folder, suffixes) for each, suffixes in SUFFIXES.items() if format in (None, each)}
     found: dict[Format, list[Path]] = {each: files for each, files in by_format.items() if files}
+    if len(found) > 1:
+        found.pop("json", None)
     if not found:
         allowed = ", ".join(f"*{suffix}" for each in by_format for suffix in SUFFIXES[each])
         raise CoraxError(f"{folder}: no {format or 'data'} file ({allowed})")
@@ -41,7 +47,8 @@ def find_files(folder: Path, format: Format | None) -> Files:
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.name not in DESCRIPTIONS)
+    return sorted(path for path in found if path.is_file())
 
 
 def _parts(folder: Path, files: list[Path]) -> dict[Path, str | None]:

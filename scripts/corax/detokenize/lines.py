@@ -1,15 +1,16 @@
-"""Rows of text formats: JSON lines and CSV, a batch at a time.
+"""Rows of text formats: JSON (lines, or one array) and CSV, a batch at a time.
 
 A row is a mapping from column to value, or what is wrong with it.
 """
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from corax.detokenize import json_array
 from corax.detokenize.errors import BadRowError
 from corax.errors import CoraxError
 
@@ -31,26 +32,40 @@ def count_jsonl(path: Path) -> int:
 
 def jsonl_batches(path: Path) -> Iterator[Batch]:
     """The lines as objects."""
+    return _objects(_lines(path))
+
+
+def count_json(path: Path) -> int:
+    """The number of elements of one array, or of lines; raises CoraxError for an array that does not end as it must."""
+    return sum(1 for _ in json_array.elements(path, ROW_BYTES)) if json_array.is_array(path) else count_jsonl(path)
+
+
+def json_batches(path: Path) -> Iterator[Batch]:
+    """The elements of one array, or the lines, as objects."""
+    return _objects(json_array.elements(path, ROW_BYTES)) if json_array.is_array(path) else jsonl_batches(path)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of at most ROW_BYTES + 1 bytes; what is longer is cut, and so shows."""
+    with path.open("rb") as file:
+        while line := file.readline(ROW_BYTES + 1):
+            rest = line
+            while len(rest) > ROW_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(ROW_BYTES + 1)
+            yield line
+
+
+def _objects(rows: Iterable[bytes]) -> Iterator[Batch]:
     batch: Batch = []
     size = 0
-    with path.open("rb") as file:
-        for line in _lines(file):
-            batch.append(_object(line))
-            size += len(line)
-            if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
+    for row in rows:
+        batch.append(_object(row))
+        size += len(row)
+        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
     if batch:
         yield batch
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of at most ROW_BYTES + 1 bytes; what is longer is cut, and so shows."""
-    while line := file.readline(ROW_BYTES + 1):
-        rest = line
-        while len(rest) > ROW_BYTES and not rest.endswith(b"\n"):
-            rest = file.readline(ROW_BYTES + 1)
-        yield line
 
 
 def _object(line: bytes) -> dict[str, Any] | BadRowError:

@@ -1,4 +1,4 @@
-"""Reads JSON lines, CSV, Parquet and Arrow files whose rows are records, and makes the rows samples."""
+"""Reads JSON, CSV, Parquet and Arrow files whose rows are records, and makes the rows samples."""
 
 import json
 from collections.abc import Iterator
@@ -19,9 +19,7 @@ class TableReader:
     def __init__(self, settings: DetokenizeSettings, format: Format) -> None:
         record = RECORDS[settings.record]
         if format == "csv" and record.kind == "messages":
-            raise CoraxError(
-                f"detokenize.record is {settings.record}, which CSV cannot hold; use JSON lines or Parquet"
-            )
+            raise CoraxError(f"detokenize.record is {settings.record}, which CSV cannot hold; use JSON or Parquet")
         self.kind, self._sample = record.kind, record.sample
         self._format, self._split_column = format, settings.split_column
         self._columns = settings.columns(format)
@@ -39,6 +37,8 @@ class TableReader:
         match self._format:
             case "jsonl":
                 return lines.count_jsonl(path)
+            case "json":
+                return lines.count_json(path)
             case "csv":
                 return lines.count_csv(path, list(self._needed))
             case "parquet":
@@ -64,6 +64,8 @@ class TableReader:
         match self._format:
             case "jsonl":
                 return lines.jsonl_batches(path)
+            case "json":
+                return lines.json_batches(path)
             case "csv":
                 return lines.csv_batches(path, list(self._needed))
             case "parquet":

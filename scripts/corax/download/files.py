@@ -31,9 +31,11 @@ def select(names: Iterable[str], kind: Kind, origin: str) -> list[str]:
     for name in names:
         check_relative(name, origin)
     taken = [name for name in names if _matches(name, PATTERNS[kind]) and (kind == "data" or "/" not in name)]
-    if kind == "data" and not any(_matches(name, DATA) for name in taken):
-        found = ", ".join(names[:5]) or "nothing"
-        raise CoraxError(f"{origin}: no data file, found {found}, allowed: {', '.join(DATA)}")
+    if kind == "data":
+        data = DATA if "config.json" in names else (*DATA, "*.json")  # a model's JSON is no data
+        if not any(_matches(name, data) for name in taken):
+            found = ", ".join(names[:5]) or "nothing"
+            raise CoraxError(f"{origin}: no data file, found {found}, allowed: {', '.join(data)}")
     return taken
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from corax.settings.base import Float, Settings
 
-Format = Literal["hdf5", "jsonl", "parquet", "csv", "arrow"]
+Format = Literal["hdf5", "jsonl", "parquet", "csv", "arrow", "json"]
 
 COLUMNS: dict[str, dict[str, str]] = {
     "completion": {"prompt_column": "prompt", "completion_column": "completion"},
@@ -21,10 +21,11 @@ HDF5_COLUMNS = {"prompt_column": "state", "completion_column": "code"}
 
 
 class DetokenizeSettings(Settings):
-    """HDF5 token ids, JSON lines, Parquet, CSV or Arrow to the text that the model learns."""
+    """HDF5 token ids, JSON, Parquet, CSV or Arrow to the text that the model learns."""
 
-    format: Literal["auto", "hdf5", "jsonl", "parquet", "csv", "arrow"] = "auto"
-    """Format of the files: hdf5, jsonl, parquet, csv or arrow; auto: by their suffix, all of one format."""
+    format: Literal["auto", "hdf5", "jsonl", "parquet", "csv", "arrow", "json"] = "auto"
+    """Format of the files: hdf5, jsonl, parquet, csv, arrow or json (one array of objects, or an object a line).
+    auto: by their suffix, all of one format; json where there is no other."""
     record: Literal["completion", "alpaca", "dolly", "messages", "sharegpt", "text"] = "completion"
     """What a row is: completion (prompt and completion), alpaca or dolly (instruction in the published prompt),
     messages (role and content), sharegpt (from and value), or text."""

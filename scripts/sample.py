@@ -15,6 +15,7 @@ import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,11 @@ def main(args: argparse.Namespace) -> None:
         open_artifact(folder)
     task = tasks.get(args.task)
     template = Template(args.model, headers.prompt_header, headers.completion_header, kind_of(args.text[0]))
+    prompt_ids = cache(template.prompt_ids)  # targets repeat, and a held-out prompt is encoded to see whether it fits
     context = architecture.context(args.model)
     room = math.inf if context is None else context - settings.max_new_tokens
-    prompts = collect(task, args.text, settings, lambda prompt: len(template.prompt_ids(prompt)) <= room)
-    wanted = requests(prompts, template, settings)
+    prompts = collect(task, args.text, settings, lambda prompt: len(prompt_ids(prompt)) <= room)
+    wanted = requests(prompts, prompt_ids, settings)
     check_context(wanted, settings.max_new_tokens, context)
     constraint = _constraint(task, template) if settings.constrained else None
     hardware.deterministic(settings.seed, settings.threads)

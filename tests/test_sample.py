@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,21 @@ def test_script_writes_targets_and_held_out_samples(prepared: Prepared, tmp_path
     assert (
         pq.read_table(sample(prepared, tmp_path / "b.parquet", *options, "--sample.batch_size", 7)).to_pylist() == rows
     )
+
+
+def test_every_prompt_is_encoded_once(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To see whether it fits, and to draw from it at every temperature."""
+    encoded: Counter[str] = Counter()
+    own = Template.prompt_ids
+
+    def prompt_ids(template: Template, prompt: str) -> list[int]:
+        encoded[prompt] += 1
+        return own(template, prompt)
+
+    monkeypatch.setattr(Template, "prompt_ids", prompt_ids)
+    options = ("--sample.targets", "false", "--sample.held_out_prompts", 3, "--sample.temperature", 0.5, 1.0)
+    assert pq.read_table(sample(prepared, tmp_path / "a.parquet", *options)).num_rows == 6
+    assert set(encoded.values()) == {1}
 
 
 def test_prompts_that_leave_no_room_are_passed_over(prepared: Prepared) -> None:

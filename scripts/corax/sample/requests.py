@@ -33,12 +33,13 @@ class Completion:
     finish_reason: str
 
 
-def requests(prompts: Sequence[Prompt], template: Template, settings: SampleSettings) -> list[Request]:
+def requests(
+    prompts: Sequence[Prompt], prompt_ids: Callable[[str], Sequence[int]], settings: SampleSettings
+) -> list[Request]:
     """All prompts at the first temperature and top-p, then at the next: a longer sweep adds samples at the end."""
-    ids = {text: template.prompt_ids(text) for text in {prompt.text: None for prompt in prompts}}
     sweep = product(settings.temperature, settings.top_p, prompts)
     return [
-        Request(number, prompt, ids[prompt.text], temperature, top_p)
+        Request(number, prompt, prompt_ids(prompt.text), temperature, top_p)
         for number, (temperature, top_p, prompt) in enumerate(sweep)
     ]
 

@@ -28,6 +28,7 @@ rule evaluate:
         tuned=subpath(input.tuned, parent=True),
         tokens=lambda wildcards, input: folders(input.tokens),
         task=lambda wildcards: CONFIG.datasets[run(wildcards).dataset].task,
+        max_length=lambda wildcards: run(wildcards).plan.max_length,
         options=lambda wildcards: options(evaluate=run(wildcards).evaluate),
     shell:
-        "python {input.script} --base {params.base} --tuned {params.tuned} --tokens {params.tokens} --samples {input.samples} --task {params.task} --output {output.evaluation} {params.options} 2>&1 | tee {log}"
+        "python {input.script} --base {params.base} --tuned {params.tuned} --tokens {params.tokens} --samples {input.samples} --task {params.task} --output {output.evaluation} --max-length {params.max_length} {params.options} 2>&1 | tee {log}"

@@ -24,7 +24,8 @@ rule merge:
         model=subpath(input.model, parent=True),
         adapter=subpath(input.adapter, parent=True),
         tokens=lambda wildcards, input: folders(input.tokens),
+        max_length=lambda wildcards: run(wildcards).plan.max_length,
         options=lambda wildcards: options(merge=run(wildcards).merge),
         output=subpath(output[0], parent=True),
     shell:
-        "python {input.script} --model {params.model} --adapter {params.adapter} --tokens {params.tokens} --output {params.output} {params.options} 2>&1 | tee {log}"
+        "python {input.script} --model {params.model} --adapter {params.adapter} --tokens {params.tokens} --output {params.output} --max-length {params.max_length} {params.options} 2>&1 | tee {log}"

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tuned", required=True, type=Path, help="folder of the tuned model")
     parser.add_argument("--tokens", required=True, type=Path, nargs="+", help="token shards, in order")
     parser.add_argument("--samples", required=True, type=Path, help="samples of the tuned model")
+    parser.add_argument("--max-length", type=int, help="pass over longer samples (tokens), as training did")
     parser.add_argument("--output", required=True, type=Path, help="JSON file to make")
     return parser
 
@@ -46,12 +47,12 @@ def main(args: argparse.Namespace) -> None:
     if stage != "sample":
         raise CoraxError(f"{args.samples}: made by {stage}, not by sample")
     samples = pq.read_table(args.samples).to_pylist()
-    rows = first_rows(shards, settings.test_samples, architecture.context(args.base))
+    rows = first_rows(shards, settings.test_samples, architecture.context(args.base), args.max_length)
     hardware.deterministic(0, settings.threads)
     device = hardware.device()
     dtype = hardware.compute_dtype(device)
     inputs = [args.base, args.tuned, *args.tokens, args.samples]
-    resolved = {"task": args.task, "evaluate": settings}
+    resolved = {"task": args.task, "max_length": args.max_length, "evaluate": settings}
     with Artifact(args.output, stage="evaluate", inputs=inputs, settings=resolved, file=True) as artifact:
         judged = task.score(samples)
         base = score_model(args.base, shards, rows, dtype, device)

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, type=Path, help="folder of the base model")
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter")
     parser.add_argument("--tokens", required=True, type=Path, nargs="+", help="token shards, in order")
+    parser.add_argument("--max-length", type=int, help="pass over longer samples (tokens), as training did")
     parser.add_argument("--output", required=True, type=Path, help="folder to make")
     return parser
 
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     check_same_base(base, adapter)
     shards = TokenShards(args.tokens, "validation")
     check_tokenizer(base, shards)
-    rows = first_rows(shards, settings.held_out_samples, architecture.context(args.model))
+    rows = first_rows(shards, settings.held_out_samples, architecture.context(args.model), args.max_length)
     train = TrainSettings().model_dump() | adapter.content["settings"].get("train", {})
     method = adapter.content["settings"].get("tuning", {}).get("method", "lora")
     names = bases(settings, method in MERGED and train["bits"] == 4)
@@ -63,7 +64,8 @@ def main(args: argparse.Namespace) -> None:
     device = hardware.device()
     dtype = hardware.compute_dtype(device)
     inputs = [args.model, args.adapter, *args.tokens]
-    with Artifact(args.output, stage="merge", inputs=inputs, settings={"merge": settings}) as artifact:
+    resolved = {"max_length": args.max_length, "merge": settings}
+    with Artifact(args.output, stage="merge", inputs=inputs, settings=resolved) as artifact:
         began = time.monotonic()
         candidates = {name: artifact.path / f".{name}" for name in names}
         seen: dict[Path, Bases] = {}

@@ -18,14 +18,12 @@ import json
 import math
 from pathlib import Path
 
-from corax import cli
-from corax.architecture import is_encoder_decoder
-from corax.artifact import Artifact, Manifest, open_artifact
+from corax import architecture, cli
+from corax.artifact import Artifact, open_artifact
 from corax.errors import CoraxError
 from corax.lengths import plot_lengths
 from corax.plan import devices, fit, memory, model, schedule, states, summary
 from corax.plan.blocks import Blocks, survey
-from corax.plan.model import Model
 from corax.plan.schedule import PackWriter
 from corax.settings import tuning as tuning_settings
 from corax.settings.lora import LoraSettings
@@ -53,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     lora = cli.settings(args, LoraSettings, "lora")
     tuning = cli.settings(args, TuningSettings, "tuning")
     train = cli.settings(args, TrainSettings, "train")
-    tuning_settings.check(tuning, lora, train, settings.devices, is_encoder_decoder(args.model))
+    tuning_settings.check(tuning, lora, train, settings.devices, architecture.is_encoder_decoder(args.model))
     manifest, base = open_artifact(args.model), model.read(args.model)
     if base.family in TRANSPOSED and tuning.method == "lora":
         raise CoraxError(
@@ -63,14 +61,16 @@ def main(args: argparse.Namespace) -> None:
     train_blocks = Blocks(args.tokens, "train")
     validation_blocks = Blocks(args.tokens, "validation", settings.validation_samples)
     check_tokenizer(manifest, TokenShards(args.tokens, "train"))
-    if not sum(TokenShards(args.tokens, "test").rows):  # now, not when the training is over
+    # Now, not when the training is over.
+    if not any((lengths <= settings.max_length).any() for lengths, _ in TokenShards(args.tokens, "test").lengths()):
         raise CoraxError(
-            f"{args.tokens[0] / 'test.parquet'}: no test sample in this or any other of {len(args.tokens)} shards, "
-            "sample and evaluate need one: raise detokenize.test_share"
+            f"{args.tokens[0] / 'test.parquet'}: no test sample of at most {settings.max_length} tokens "
+            f"(plan.max_length) in this or any other of {len(args.tokens)} shards, sample and evaluate need one: raise "
+            "detokenize.test_share"
         )
     surveys = [survey(blocks, settings.max_length, settings.over_long) for blocks in (train_blocks, validation_blocks)]
     longest = max(each.longest for each in surveys)
-    _check_context(manifest, base, longest)
+    _check_context(args.model, longest)
 
     groups = {"plan": settings, "lora": lora, "tuning": tuning, "train": train}
     with Artifact(args.output, stage="plan", inputs=[args.model, *args.tokens], settings=groups) as artifact:
@@ -111,12 +111,13 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-def _check_context(manifest: Manifest, base: Model, longest: int) -> None:
+def _check_context(folder: Path, longest: int) -> None:
     """Raise CoraxError if the longest sample has more tokens than the model has positions."""
-    if base.max_length is not None and longest > base.max_length:
+    context = architecture.context(folder)
+    if context is not None and longest > context:
         raise CoraxError(
-            f"{manifest.artifact}/config.json: max_position_embeddings is {base.max_length}, the longest sample has "
-            f"{longest} tokens; set plan.max_length to at most {base.max_length} and plan.over_long to drop"
+            f"{folder}/config.json: the model's context is {context}, the longest sample has {longest} tokens; "
+            f"set plan.max_length to at most {context} and plan.over_long to drop"
         )
 
 

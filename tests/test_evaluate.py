@@ -191,7 +191,8 @@ def test_samples_longer_than_the_context_are_passed_over(prepared: Prepared) -> 
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     assert len(kept) < len(lengths)
     assert first_rows(shards, len(kept) + 1, limit) == [(0, row) for row in kept] + [(1, kept[0])]
-    with pytest.raises(CoraxError, match="no sample in the test part of at most 3 tokens, the model's context"):
+    assert first_rows(shards, 1, 10**6, None, limit) == [(0, kept[0])], "of several limits the lowest counts"
+    with pytest.raises(CoraxError, match="no sample in the test part of at most 3 tokens"):
         first_rows(shards, 1, 3)
 
 
@@ -204,6 +205,9 @@ def test_the_context_is_that_of_the_configuration(tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert architecture.context(tmp_path) == context
+    (tmp_path / "config.json").write_text('{"n_positions": "512"}')
+    with pytest.raises(CoraxError, match=r"config.json: n_positions is '512', allowed: a positive integer"):
+        architecture.context(tmp_path)
 
 
 def test_prompt_carries_no_loss(prepared: Prepared) -> None:
@@ -242,6 +246,7 @@ def test_one_clear_line(prepared: Prepared, tuned: Path, samples: Path, tmp_path
     not_a_number = damaged(tuned, tmp_path / "nan", "merge", "model.safetensors", nan)
     no_rows = damaged(prepared.tokens, tmp_path / "tokens", "pretokenize", "test.parquet", empty)
     for option, value, message in (
+        ("--max-length", 3, "test.parquet: no sample in the test part of at most 3 tokens"),
         ("--tuned", other, "other/tokenizer.json: not the tokenizer that"),
         ("--tuned", headless, "none/tokenizer.json: missing"),
         ("--tuned", not_a_number, "nan: the loss is nan, so the weights are damaged"),

@@ -406,10 +406,15 @@ def test_demo_data(prepared: Prepared) -> None:
         ({"train": [[], []]}, (), r"000/train.parquet: no train sample in this or any other of 2 shards"),
         ({"validation": [[], []]}, (), r"000/validation.parquet: no validation sample"),
         ({"test": [[], []]}, (), r"000/test.parquet: no test sample.*test_share"),
+        ({"test": [[], [41]]}, (), r"000/test.parquet: no test sample of at most 40 tokens \(plan.max_length\)"),
         ({}, ("--plan.max_length", 4), r"--plan.max_length: .*greater than or equal to 8"),
         ({}, ("--plan.device", "abacus"), r"--plan.device: .*'abacus'"),
         ({}, ("--lora.target_modules", "q_prj"), r"lora.target_modules: 'q_prj' names no linear layer"),
-        ({"train": [[2050], [5]]}, ("--plan.max_length", 4000), r"max_position_embeddings is 2048.* 2050 tokens"),
+        (
+            {"train": [[2050], [5]]},
+            ("--plan.max_length", 4000),
+            r"the model's context is 2048.* 2050 tokens",
+        ),
     ],
 )
 def test_mistakes(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from corax.errors import CoraxError
 from corax.json_object import read_object
 
 
@@ -20,10 +21,12 @@ def context(folder: Path) -> int | None:
     Raises CoraxError if it is damaged.
     """
     config = _config(folder)
-    if "relative_attention_num_buckets" in config:
+    key = "max_position_embeddings" if "max_position_embeddings" in config else "n_positions"
+    if "relative_attention_num_buckets" in config or config.get(key) is None:
         return None
-    found = config.get("max_position_embeddings", config.get("n_positions"))
-    return found if isinstance(found, int) else None
+    if not isinstance(config[key], int) or config[key] < 1:
+        raise CoraxError(f"{folder / 'config.json'}: {key} is {config[key]!r}, allowed: a positive integer")
+    return int(config[key])
 
 
 def _config(folder: Path) -> dict[str, Any]:

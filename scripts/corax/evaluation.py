@@ -47,16 +47,17 @@ class Score:
         }
 
 
-def first_rows(shards: TokenShards, count: int, context: int | None = None) -> list[tuple[int, int]]:
+def first_rows(shards: TokenShards, count: int, *limits: int | None) -> list[tuple[int, int]]:
     """(shard, row) of the first `count` samples, shard by shard, or of all if there are fewer.
 
-    Samples of more than `context` tokens, which the model cannot read, are passed over.
+    Samples of more tokens than a limit are passed over: the model's context, which it cannot read beyond, or the
+    longest that it was trained on, by which memory was planned.
     """
-    longest = math.inf if context is None else context
+    longest = min((limit for limit in limits if limit is not None), default=math.inf)
     short = (np.flatnonzero(lengths <= longest)[:count].tolist() for lengths, _ in shards.lengths())
     rows = [(shard, row) for shard, found in enumerate(short) for row in found][:count]
     if not rows:
-        most = "" if context is None else f" of at most {context} tokens, the model's context"
+        most = "" if longest == math.inf else f" of at most {longest} tokens"
         raise CoraxError(f"{shards.paths[0]}: no sample in the {shards.part} part{most}, so nothing can be measured")
     return rows
 

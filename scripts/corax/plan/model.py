@@ -38,8 +38,6 @@ class Model:
     keys: int
     """Heads of keys (or of values) times head size."""
     vocabulary: int
-    max_length: int | None
-    """Largest position that the model knows, in tokens; None: positions are relative."""
     embeddings: int
     """Weights of the embeddings of tokens and positions."""
     head: int
@@ -121,7 +119,6 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, Shape], origin: str
         attention=heads * head_size,
         keys=architectures.key_value_heads(config, origin) * head_size,
         vocabulary=architectures.size(config, "vocab_size", origin),
-        max_length=None if _is_relative(config) else architectures.size(config, "max_position_embeddings", origin),
         embeddings=sum(prod(shape) for name, shape in kept.items() if EMBEDDING.search(name)),
         head=sum(prod(shape) for name, shape in kept.items() if name == "lm_head.weight"),
         modules=_modules(kept),
@@ -158,10 +155,6 @@ def _modules(shapes: Mapping[str, Shape]) -> dict[str, int]:
 def _is_copy(name: str) -> bool:
     """Whether a model with tied weights keeps this tensor as another one too."""
     return name in ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-
-
-def _is_relative(config: Mapping[str, Any]) -> bool:
-    return "relative_attention_num_buckets" in config
 
 
 def _linears(shapes: Mapping[str, Shape], origin: str) -> dict[str, tuple[int, int]]:

@@ -112,17 +112,31 @@ def test_incomplete_input_is_one_line(tmp_path: Path, damage: str) -> None:
 def test_a_folder_of_artifacts_is_not_replaced(tmp_path: Path, inner: str) -> None:
     kept = write(tmp_path / inner)
     outer = kept.parent.parent if kept.suffix else kept.parent
-    with pytest.raises(CoraxError, match="holds other artifacts"):
+    with pytest.raises(CoraxError, match=r"is no artifact, all in it would be deleted; name another folder"):
         Artifact(outer, stage="test")
     open_artifact(kept)
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "manifest.json", ".hidden/note"])
+def test_a_folder_that_is_no_artifact_is_not_replaced(tmp_path: Path, name: str) -> None:
+    """Also where a manifest of something else lies in it; an empty folder is a place, Snakemake makes them."""
+    kept = tmp_path / "own" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"name": "some web page"}')
+    with pytest.raises(CoraxError, match=rf"own: holds {name.partition('/')[0]} and is no artifact") as error:
+        write(tmp_path / "own")
+    assert "\n" not in str(error.value) and kept.read_text() and not list(tmp_path.glob(".own*"))
+    (tmp_path / "empty").mkdir()
+    open_artifact(write(tmp_path / "empty"))
+
+
 def test_an_artifact_without_manifest_is_replaced(tmp_path: Path) -> None:
     """Snakemake deletes the manifest before it runs a job again."""
-    path = write(tmp_path / "folder", "old")
-    (path / "manifest.json").unlink()
-    write(path, "new")
-    assert (path / "a.txt").read_text() == "new"
+    for damage in (Path.unlink, lambda manifest: manifest.write_text("{")):
+        path = write(tmp_path / "folder", "old")
+        damage(path / "manifest.json")
+        write(path, "new")
+        assert (path / "a.txt").read_text() == "new"
 
 
 def test_a_file_is_no_place_for_a_folder_nor_the_reverse(tmp_path: Path) -> None:

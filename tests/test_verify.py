@@ -37,7 +37,7 @@ def problems(*paths: Path) -> list[str]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".corax")
 
 
 def test_what_was_written_is_right(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,9 @@ from corax.errors import CoraxError, is_disk_full
 
 FILE_SUFFIXES = (".html", ".json", ".parquet")
 """An artifact whose name ends so is one file; any other is a folder (model names contain dots)."""
+MARK = ".corax"
+"""An empty file in every folder that is an artifact: what has it may be replaced, also where Snakemake has deleted the
+manifest to make the artifact again."""
 SCRIPT = Path(sys.argv[0]).resolve()
 """The running program; found before anything changes the working directory."""
 IMAGE = Path("/opt/corax/image.json")
@@ -218,6 +221,8 @@ class Artifact:
         if manifest.name in content["files"]:
             raise CoraxError(f"{self.final}: a file of its own is named {manifest.name}, as only its manifest may be")
         manifest.write_text(_seal(content))
+        if not self.file:
+            (self._folder / MARK).touch()
         for path in _files(self._folder):
             path.chmod(FILE_MODE)
         for path in [*self._folder.rglob("*"), self._folder]:
@@ -298,7 +303,7 @@ def _plain(value: Any) -> Any:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
 
 
 def _fsync(path: Path) -> None:
@@ -318,14 +323,20 @@ def _check_place(final: Path, file: bool) -> None:
     if (file and final.is_dir()) or (not file and final.is_file()):
         kinds = ("a folder", "one file") if file else ("a file", "a folder")
         raise CoraxError(f"{final}: is {kinds[0]}, {kinds[1]} is written here")
-    if file or manifest_path(final).exists():
-        return
-    for path in sorted(final.rglob("*manifest.json")):
-        try:
-            read_manifest(path)
-        except CoraxError:
-            continue
-        raise CoraxError(f"{final}: holds other artifacts ({path}), which would be deleted; name a folder of its own")
+    found = [] if file or not final.is_dir() or _is_artifact(final) else sorted(final.iterdir())
+    if found:
+        raise CoraxError(
+            f"{final}: holds {found[0].name} and is no artifact, all in it would be deleted; name another folder, or "
+            "empty this one first"
+        )
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether the folder is or was an artifact, which its successor may replace."""
+    try:
+        return (folder / MARK).exists() or bool(read_manifest(manifest_path(folder)))
+    except CoraxError:
+        return False
 
 
 def _remove_abandoned(final: Path) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corax.artifact import Manifest, changed_file, manifest_path, sha256
+from corax.artifact import MARK, Manifest, changed_file, manifest_path, sha256
 from corax.chain import Link, upstream_first
 from corax.errors import CoraxError
 
 THREADS = 4
 """Files read at the same time."""
+UNLISTED = (MARK, ".snakemake_timestamp")
+"""Empty files that no manifest lists: ours, and Snakemake's own."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def _check_inputs(manifest: Manifest, digests: dict[Path, str]) -> Iterator[str]
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files below `folder`, without those being written (hidden .tmp and .old folders) and Snakemake's own."""
+    """The files below `folder` without the unlisted ones and those being written (hidden .tmp and .old folders)."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".snakemake_timestamp" and not _is_temporary(path.relative_to(folder))
+        if path.is_file() and path.name not in UNLISTED and not _is_temporary(path.relative_to(folder))
     )
 
 

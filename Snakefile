@@ -9,11 +9,6 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-if not workflow.configfiles:
-
-    configfile: "config.yaml"
-
-
 include: "rules/common.smk"
 include: "rules/download.smk"
 include: "rules/generate.smk"

@@ -33,12 +33,26 @@ from corax.settings.train import TrainSettings
 programs = [f"{REPOSITORY}/containers/bin", str(Path(sys.executable).parent), os.environ.get("PATH", "")]
 os.environ.update(OMP_WAIT_POLICY="PASSIVE", PATH=os.pathsep.join(programs))
 
-try:
-    for path in workflow.configfiles:
-        corax_config.read(Path(path))
-    CONFIG = corax_config.check(config, ", ".join(str(path) for path in workflow.configfiles))
-except CoraxError as error:
-    sys.exit(f"error: {error}")
+
+def or_exit(function, *arguments):
+    """What the function returns; a user's mistake ends Snakemake with its one line."""
+    try:
+        return function(*arguments)
+    except CoraxError as error:
+        sys.exit(f"error: {error}")
+
+
+# Before Snakemake reads the default: its own error names neither file nor line.
+for path in workflow.configfiles or ["config.yaml"]:
+    or_exit(corax_config.read, Path(path))
+
+
+if not workflow.configfiles:
+
+    configfile: "config.yaml"
+
+
+CONFIG = or_exit(corax_config.check, config, ", ".join(str(path) for path in workflow.configfiles))
 
 
 # In a Slurm job: the signal ahead of its time limit is for the stage alone (Snakemake would die of it), and the exit

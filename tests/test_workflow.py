@@ -299,3 +299,16 @@ def test_a_wrong_configuration_stops_before_any_job(
         assert "Traceback" not in result.stderr
     finally:
         write_config(finished)
+
+
+def test_a_tab_is_named_with_its_line(tmp_path: Path) -> None:
+    """In the default configuration; in that of --configfile Snakemake's own error comes first, without a line."""
+    (tmp_path / "config.yaml").write_text("models:\n  tiny:\n\tsource: local\n")
+    program = [sys.executable, "-m", "snakemake", "--snakefile", str(stages.REPOSITORY / "Snakefile"), "--dry-run"]
+    result = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=stages.environment())
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == (
+        "error: config.yaml, line 3: found character '\\t' that cannot start any token"
+    )
+    check = stages.run("check", "--configfile", tmp_path / "config.yaml")
+    assert check.returncode == 2 and "line 3: found character '\\t'" in check.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Turn HDF5 token ids, JSON, Parquet, CSV or Arrow into the text to learn: JSON lines, one file a part.
+"""Turn HDF5 token ids, JSON, Parquet, CSV, Arrow or plain text into the text to learn: JSON lines, one file a part.
 
     python scripts/detokenize.py --raw results/datasets/d/raw/000 --output results/datasets/d/text/000
     python scripts/detokenize.py --raw raw --output text --detokenize.record messages

@@ -421,7 +421,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Mapping[str, Tables | bytes]], str]]
     "no HDF5": (lambda _: {"a.h5": b"ids,ids\n1,2\n"}, "a.h5: no complete HDF5 file: "),
     "no bytes": (lambda _: {"a.h5": b""}, "a.h5: no complete HDF5 file: "),
     "damaged chunk": (lambda path: {"a.h5": damaged_chunk(path)}, "a.h5: rows from 0 cannot be read: "),
-    "no file": (lambda _: {"readme.txt": b"hello"}, ": no data file (*.h5, *.hdf5, *.jsonl, "),
+    "no file": (lambda _: {"readme.md": b"hello"}, ": no data file (*.h5, *.hdf5, *.jsonl, "),
     "missing column": (
         lambda _: {"a.h5": {"state": example_tables()["state"], "program": [[1]]}},
         "a.h5: column code is missing, found: program, state",

@@ -1,5 +1,6 @@
 """Inputs other than token ids: every format and kind of record becomes the text that was meant, and no other."""
 
+import codecs
 import csv
 import json
 import string
@@ -292,6 +293,23 @@ def test_json_beside_other_data_describes_it(tmp_path: Path) -> None:
     assert samples(tmp_path / "named")["train"] == [{"text": "b"}]
 
 
+def test_a_folder_of_texts(tmp_path: Path) -> None:
+    """A file a sample, as it stands; beside other data they are notes."""
+    texts = {"b.txt": "second\r\n", "deep/a.txt": "ünï 🐦\n\n", "a.txt": " first", "LICENSE.txt": "free"}
+    with Artifact(tmp_path / "raw", stage="download") as artifact:
+        (artifact.path / "deep").mkdir()
+        for name, text in texts.items():
+            (artifact.path / name).write_bytes(codecs.BOM_UTF8 * (name == "a.txt") + text.encode())
+    shares = {"record": "text", "validation_share": 0, "test_share": 0}
+    detokenize(tmp_path / "raw", tmp_path / "text", DetokenizeSettings.model_validate(shares))
+    assert [row["text"] for row in samples(tmp_path / "text")["train"]] == [" first", "second\r\n", "ünï 🐦\n\n"]
+    with Artifact(tmp_path / "both", stage="download") as artifact:
+        (artifact.path / "notes.txt").write_text("about")
+        write_json(artifact.path / "a.json", [{"text": "data"}])
+    detokenize(tmp_path / "both", tmp_path / "text", DetokenizeSettings.model_validate(shares))
+    assert samples(tmp_path / "text")["train"] == [{"text": "data"}]
+
+
 def test_a_large_array_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
     """An array of 40 MB, on one line and with one element a hundred times as long as the others."""
 
@@ -377,7 +395,7 @@ def elements(content: bytes, block_bytes: int) -> list[bytes]:
     rows=st.lists(st.recursive(json_values | st.text(), lambda inner: st.dictionaries(st.text(), inner)), max_size=5),
     escaped=st.booleans(),
     indent=st.sampled_from([None, 0, "\t\r\n "]),
-    before=st.sampled_from([b"", json_array.BYTE_ORDER_MARK, b"\r\n "]),
+    before=st.sampled_from([b"", codecs.BOM_UTF8, b"\r\n "]),
     block_bytes=st.integers(1, 20) | st.just(2**20),
 )
 def test_any_array_has_its_elements(
@@ -441,7 +459,7 @@ def test_any_json_is_a_sample_or_a_bad_row(rows: list[dict[str, Any]], record: s
 @given(content=st.binary(max_size=80) | st.text(string.printable, max_size=80).map(str.encode))
 def test_any_bytes_are_rows_or_one_error(content: bytes) -> None:
     """Files of every format made of anything: rows that are good or bad, or a CoraxError, and nothing else."""
-    for suffix in ("jsonl", "json", "csv", "parquet", "arrow", "h5"):
+    for suffix in ("jsonl", "json", "txt", "csv", "parquet", "arrow", "h5"):
         with TemporaryDirectory() as name:
             with Artifact(Path(name) / "raw", stage="download") as artifact:
                 (artifact.path / f"a.{suffix}").write_bytes(content)

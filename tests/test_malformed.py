@@ -214,7 +214,13 @@ BAD_FILES: dict[str, Case] = {
     "json: an object on a line": ("a.json", b'{"data": [{}]}', [], "row 0: prompt is missing, found: data"),
     "json: all rows bad": ("a.json", b"[{}, {}]", option(max_bad_share=1), "all 2 rows are bad"),
     # Several files
-    "files: none": ("a.txt", b"hello", [], "no data file"),
+    "files: none": ("a.md", b"hello", [], "no data file"),
+    "files: none but a licence": ("LICENSE.txt", b"hello", [], "no data file"),
+    # Plain text: a file a row.
+    "text: of another record": ("a.txt", b"hello", [], "detokenize.record is completion, allowed for *.txt: text"),
+    "text: no bytes": ("a.txt", b"", TEXT, "row 0: text is empty"),
+    "text: no UTF-8": ("a.txt", b"a\xff", TEXT, "row 0: text is no valid UTF-8 at byte 1"),
+    "text: too long": ("a.txt", b"x" * 17 * MIB, TEXT, "row 0: is longer than 16777216 bytes"),
     "files: none of the format": ("a.csv", b"text\na\n", option(format="parquet"), "no parquet file (*.parquet)"),
     "files: a part alone": ("train.jsonl", jsonl(GOOD), [], "allowed: train.jsonl, validation.jsonl and test.jsonl"),
 }

@@ -404,7 +404,7 @@ def test_demo_data(prepared: Prepared) -> None:
         ({"train": [[50], [60]]}, (), r"plan.max_length: 40 tokens is a context shorter than every train sample.* 50$"),
         ({"train": [[50], [60]]}, ("--plan.over_long", "drop"), r"a context shorter than every train sample"),
         ({"train": [[], []]}, (), r"000/train.parquet: no train sample in this or any other of 2 shards"),
-        ({"validation": [[], []]}, (), r"000/validation.parquet: no validation sample"),
+        ({"validation": [[], []]}, (), r"000/validation.parquet: no validation sample.*validation_share"),
         ({"test": [[], []]}, (), r"000/test.parquet: no test sample.*test_share"),
         ({"test": [[], [41]]}, (), r"000/test.parquet: no test sample of at most 40 tokens \(plan.max_length\)"),
         ({}, ("--plan.max_length", 4), r"--plan.max_length: .*greater than or equal to 8"),

@@ -1,5 +1,6 @@
 """Which files of a raw folder are read, in which format, and to which part each belongs."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "csv": (".csv",),
     "arrow": (".arrow", ".feather"),
     "json": (".json",),
+    "text": (".txt",),
 }
-DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json")
+WEAK: tuple[Format, ...] = ("text", "json")
+"""Formats of files that are data only where no other lies: beside it they are notes, vocabularies and the like."""
+DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "README*", "LICENSE*", "NOTICE*")
 """Files about data: our own manifest, and what is found beside data on hubs."""
 
 
@@ -28,14 +32,13 @@ class Files(NamedTuple):
 
 def find_files(folder: Path, format: Format | None) -> Files:
     """The data files below `folder`: those of `format`, or of the one format that is there.
-
-    Beside files of another format `*.json` is none: vocabularies and descriptions are written so.
     Raises CoraxError if there is none, if there are several formats, or if names of parts are mixed with other names.
     """
     by_format = {each: _with_suffix(folder, suffixes) for each, suffixes in SUFFIXES.items() if format in (None, each)}
     found: dict[Format, list[Path]] = {each: files for each, files in by_format.items() if files}
-    if len(found) > 1:
-        found.pop("json", None)
+    for weak in WEAK:
+        if len(found) > 1:
+            found.pop(weak, None)
     if not found:
         allowed = ", ".join(f"*{suffix}" for each in by_format for suffix in SUFFIXES[each])
         raise CoraxError(f"{folder}: no {format or 'data'} file ({allowed})")
@@ -47,8 +50,8 @@ def find_files(folder: Path, format: Format | None) -> Files:
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.name not in DESCRIPTIONS)
-    return sorted(path for path in found if path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
+    return sorted(path for path in found if not any(fnmatchcase(path.name, pattern) for pattern in DESCRIPTIONS))
 
 
 def _parts(folder: Path, files: list[Path]) -> dict[Path, str | None]:

@@ -1,5 +1,6 @@
 """The elements of a file that is one JSON array, block by block: quotes and brackets alone say where each ends."""
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from corax.detokenize.hashing import Bytes, Positions
 from corax.errors import CoraxError
 
 BLOCK_BYTES = 2**20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SPACE = b" \t\r\n"
 QUOTE, BACKSLASH, COMMA = b'"\\,'
 SPACES, OPENING, CLOSING = tuple(SPACE), tuple(b"[{"), tuple(b"]}")
@@ -24,7 +24,7 @@ def is_array(path: Path) -> bool:
     Raises CoraxError for one object over several lines, which is neither an array nor an object a line.
     """
     with path.open("rb") as file:
-        line, newline, _ = file.read(BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip(SPACE).partition(b"\n")
+        line, newline, _ = file.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip(SPACE).partition(b"\n")
     if newline and line.strip(SPACE) == b"{":
         raise CoraxError(f"{path}: is one JSON object, allowed: one array of objects, or an object a line")
     return line.startswith(b"[")

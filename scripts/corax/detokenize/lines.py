@@ -1,8 +1,9 @@
-"""Rows of text formats: JSON (lines, or one array) and CSV, a batch at a time.
+"""Rows of text formats: JSON (lines, or one array), CSV and plain text, a batch at a time.
 
 A row is a mapping from column to value, or what is wrong with it.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def _objects(rows: Iterable[bytes]) -> Iterator[Batch]:
 
 def _object(line: bytes) -> dict[str, Any] | BadRowError:
     if len(line) > ROW_BYTES:
-        return BadRowError(None, f"is longer than {ROW_BYTES} bytes")
+        return _too_long()
     try:
         found = json.loads(line.decode(), object_pairs_hook=_without_repetition, parse_constant=_no_number)
     except UnicodeDecodeError as error:
@@ -80,6 +81,10 @@ def _object(line: bytes) -> dict[str, Any] | BadRowError:
     if not isinstance(found, dict):
         return BadRowError(None, f"is a {type(found).__name__}, allowed: an object with a key for each column")
     return found
+
+
+def _too_long() -> BadRowError:
+    return BadRowError(None, f"is longer than {ROW_BYTES} bytes")
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,6 +97,13 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def text_batches(path: Path, column: str) -> Iterator[Batch]:
+    """The whole file as the one text of one row."""
+    with path.open("rb") as file:
+        content = file.read(ROW_BYTES + 1)
+    yield [_too_long() if len(content) > ROW_BYTES else {column: content.removeprefix(codecs.BOM_UTF8)}]
 
 
 def count_csv(path: Path, needed: Sequence[str]) -> int:

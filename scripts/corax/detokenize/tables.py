@@ -1,4 +1,4 @@
-"""Reads JSON, CSV, Parquet and Arrow files whose rows are records, and makes the rows samples."""
+"""Reads JSON, CSV, Parquet, Arrow and text files whose rows are records, and makes the rows samples."""
 
 import json
 from collections.abc import Iterator
@@ -20,6 +20,8 @@ class TableReader:
         record = RECORDS[settings.record]
         if format == "csv" and record.kind == "messages":
             raise CoraxError(f"detokenize.record is {settings.record}, which CSV cannot hold; use JSON or Parquet")
+        if format == "text" and record.kind != "text":
+            raise CoraxError(f"detokenize.record is {settings.record}, allowed for *.txt: text")
         self.kind, self._sample = record.kind, record.sample
         self._format, self._split_column = format, settings.split_column
         self._columns = settings.columns(format)
@@ -41,6 +43,8 @@ class TableReader:
                 return lines.count_json(path)
             case "csv":
                 return lines.count_csv(path, list(self._needed))
+            case "text":
+                return 1
             case "parquet":
                 return arrow.count_parquet(path, self._needed)
             case _:
@@ -68,6 +72,8 @@ class TableReader:
                 return lines.json_batches(path)
             case "csv":
                 return lines.csv_batches(path, list(self._needed))
+            case "text":
+                return lines.text_batches(path, self._columns["text_column"])
             case "parquet":
                 return arrow.parquet_batches(path, self._needed)
             case _:

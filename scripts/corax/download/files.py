@@ -32,8 +32,8 @@ def select(names: Iterable[str], kind: Kind, origin: str) -> list[str]:
         check_relative(name, origin)
     taken = [name for name in names if _matches(name, PATTERNS[kind]) and (kind == "data" or "/" not in name)]
     if kind == "data":
-        data = DATA if "config.json" in names else (*DATA, "*.json")  # a model's JSON is no data
-        if not any(_matches(name, data) for name in taken):
+        data = DATA if "config.json" in names else (*DATA, "*.json", "*.txt")  # a model's own are no data
+        if not any(_matches(name, data) and not _matches(name, DOCUMENTS) for name in taken):
             found = ", ".join(names[:5]) or "nothing"
             raise CoraxError(f"{origin}: no data file, found {found}, allowed: {', '.join(data)}")
     return taken

@@ -53,7 +53,8 @@ def read(folders: list[Path], part: str) -> Samples:
     shards = TokenShards(folders, part)
     lengths, targets = zip(*shards.lengths(), strict=True)
     if not sum(shards.rows):
-        raise CoraxError(f"{shards.paths[0]}: no {part} sample in this or any other of {len(folders)} shards")
+        advice = ": raise detokenize.validation_share" if part == "validation" else ""
+        raise CoraxError(f"{shards.paths[0]}: no {part} sample in this or any other of {len(folders)} shards{advice}")
     samples = Samples(
         folders=tuple(folders),
         part=part,

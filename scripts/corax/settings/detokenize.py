@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from corax.settings.base import Float, Settings
 
-Format = Literal["hdf5", "jsonl", "parquet", "csv", "arrow", "json"]
+Format = Literal["hdf5", "jsonl", "parquet", "csv", "arrow", "json", "text"]
 
 COLUMNS: dict[str, dict[str, str]] = {
     "completion": {"prompt_column": "prompt", "completion_column": "completion"},
@@ -21,11 +21,11 @@ HDF5_COLUMNS = {"prompt_column": "state", "completion_column": "code"}
 
 
 class DetokenizeSettings(Settings):
-    """HDF5 token ids, JSON, Parquet, CSV or Arrow to the text that the model learns."""
+    """HDF5 token ids, JSON, Parquet, CSV, Arrow or plain text to the text that the model learns."""
 
-    format: Literal["auto", "hdf5", "jsonl", "parquet", "csv", "arrow", "json"] = "auto"
-    """Format of the files: hdf5, jsonl, parquet, csv, arrow or json (one array of objects, or an object a line).
-    auto: by their suffix, all of one format; json where there is no other."""
+    format: Literal["auto", "hdf5", "jsonl", "parquet", "csv", "arrow", "json", "text"] = "auto"
+    """Format of the files: hdf5, jsonl, parquet, csv, arrow, json (one array of objects, or an object a line) or text
+    (*.txt, a file a sample). auto: by their suffix, all of one format; json, and then text, where there is no other."""
     record: Literal["completion", "alpaca", "dolly", "messages", "sharegpt", "text"] = "completion"
     """What a row is: completion (prompt and completion), alpaca or dolly (instruction in the published prompt),
     messages (role and content), sharegpt (from and value), or text."""

@@ -371,7 +371,9 @@ def test_first_bad_row_is_named_where_several_are_too_many(tmp_path: Path) -> No
     tables = example_tables(8)
     tables["code"][[2, 5, 7], 0] = 0
     raw = raw_folder(tmp_path / "raw", {"a.h5": tables})
-    with pytest.raises(CoraxError, match=r"a\.h5: row 2: .* \(3 bad rows so far, 2 allowed by max_bad_share 0\.25\)"):
+    with pytest.raises(
+        CoraxError, match=r"a\.h5: row 2: .* \(3 bad rows so far, 2 allowed by detokenize.max_bad_share 0\.25\)"
+    ):
         detokenize(raw, tmp_path / "text", DetokenizeSettings(max_bad_share=0.25))
 
 

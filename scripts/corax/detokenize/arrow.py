@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from corax.detokenize.columns import missing
 from corax.detokenize.lines import Batch
 from corax.errors import CoraxError
 
@@ -83,8 +84,7 @@ def _check(path: Path, schema: pa.Schema, needed: Needed) -> None:
     for column, content in needed.items():
         count = schema.names.count(column)
         if count == 0:
-            found = ", ".join(schema.names)[:200] or "nothing"
-            raise CoraxError(f"{path}: column {column} is missing, found: {found}")
+            raise CoraxError(f"{path}: column {column} {missing(column, schema.names)}")
         if count > 1:
             raise CoraxError(f"{path}: there are {count} columns {column}")
         found_type = schema.field(column).type

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from corax.detokenize import json_array
+from corax.detokenize.columns import missing
 from corax.detokenize.errors import BadRowError
 from corax.errors import CoraxError
 
@@ -148,10 +149,9 @@ def _header(path: Path, header: list[str], needed: Sequence[str]) -> list[str]:
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise CoraxError(f"{path}: the header has column {twice[0]!r} twice")
-    missing = [name for name in needed if name not in header]
-    if missing:
-        found = ", ".join(header)[:200] or "nothing"
-        raise CoraxError(f"{path}: column {missing[0]} is missing, found: {found}")
+    for name in needed:
+        if name not in header:
+            raise CoraxError(f"{path}: column {name} {missing(name, header)}")
     return header
 
 

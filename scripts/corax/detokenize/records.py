@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from corax.detokenize.columns import missing
 from corax.detokenize.errors import BadRowError
 
 Row = Mapping[str, Any]
@@ -123,8 +124,7 @@ RECORDS = {
 def value(row: Row, column: str, where: str = "") -> Any:
     """What a row has in a column; `where` is put before the column's name in errors."""
     if column not in row:
-        found = ", ".join(map(str, row))[:200] or "nothing"
-        raise BadRowError(where + column, f"is missing, found: {found}")
+        raise BadRowError(where + column, missing(column, row))
     if row[column] is None:
         raise BadRowError(where + column, "is null")
     return row[column]

@@ -77,7 +77,7 @@ class Shard:
         if self.bad_rows > self._allowed_bad_rows:
             raise CoraxError(
                 f"{self._first_bad_row} ({self.bad_rows} bad rows so far, "
-                f"{self._allowed_bad_rows} allowed by max_bad_share {self._settings.max_bad_share})"
+                f"{self._allowed_bad_rows} allowed by detokenize.max_bad_share {self._settings.max_bad_share})"
             )
         if self.bad_rows <= LOGGED_BAD_ROWS:
             log.warning("bad row skipped: %s", line)

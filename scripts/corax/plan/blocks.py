@@ -106,7 +106,8 @@ def survey(blocks: Blocks, max_length: int, over_long: str) -> Survey:
     if result.dropped_count and over_long == "stop":
         raise CoraxError(
             f"{first}, plan.max_length is {max_length}; {result.dropped_count} of {blocks.total} {blocks.part} "
-            f"samples are too long, the longest has {longest}; plan.over_long=drop leaves them out"
+            f"samples are too long, the longest has {longest}; plan.over_long=drop leaves them out, "
+            "pretokenize.chunk_length cuts plain text"
         )
     return result
 

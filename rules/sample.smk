@@ -24,9 +24,10 @@ rule sample:
         model=subpath(input.model, parent=True),
         text=lambda wildcards, input: folders(input.text),
         task=lambda wildcards: CONFIG.datasets[run(wildcards).dataset].task,
+        max_length=lambda wildcards: run(wildcards).plan.max_length,
         options=lambda wildcards: options(
             sample=run(wildcards).sample,
             pretokenize=CONFIG.datasets[run(wildcards).dataset].pretokenize,
         ),
     shell:
-        "python {input.script} --model {params.model} --text {params.text} --task {params.task} --work work/{wildcards.run}/samples --output {output.samples} {params.options} 2>&1 | tee {log}"
+        "python {input.script} --model {params.model} --text {params.text} --task {params.task} --work work/{wildcards.run}/samples --output {output.samples} --max-length {params.max_length} {params.options} 2>&1 | tee {log}"

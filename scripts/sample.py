@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, type=Path, help="folder of the tuned model")
     parser.add_argument("--text", required=True, type=Path, nargs="+", help="text shards, in order")
     parser.add_argument("--work", type=Path, default=Path("work/samples"), help="folder for finished samples")
+    parser.add_argument("--max-length", type=int, help="pass over longer held-out prompts (tokens), as training did")
     parser.add_argument("--output", required=True, type=Path, help="Parquet file to make")
     return parser
 
@@ -76,7 +77,8 @@ def main(args: argparse.Namespace) -> None:
     template = Template(args.model, headers.prompt_header, headers.completion_header, kind_of(args.text[0]))
     prompt_ids = cache(template.prompt_ids)  # targets repeat, and a held-out prompt is encoded to see whether it fits
     context = architecture.context(args.model)
-    room = math.inf if context is None else context - settings.max_new_tokens
+    limits = (context and context - settings.max_new_tokens, args.max_length)
+    room = min((limit for limit in limits if limit is not None), default=math.inf)
     prompts = collect(task, args.text, settings, lambda prompt: len(prompt_ids(prompt)) <= room)
     wanted = requests(prompts, prompt_ids, settings)
     check_context(wanted, settings.max_new_tokens, context)
@@ -84,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     hardware.deterministic(settings.seed, settings.threads)
     device = hardware.device()
     decoder = Decoder(args.model, template, settings, constraint, device, hardware.compute_dtype(device))
-    resolved = {"task": args.task, "sample": settings, "pretokenize": headers}
+    resolved = {"task": args.task, "max_length": args.max_length, "sample": settings, "pretokenize": headers}
     computed = {"dtype": str(decoder.dtype), "backend": decoder.backend}
     with lock(args.work):
         parts = Parts(args.work / _fingerprint(inputs, resolved, computed))

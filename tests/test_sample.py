@@ -42,6 +42,7 @@ from corax.sample.parts import Parts
 from corax.sample.prompts import Prompt, collect, read_test
 from corax.sample.requests import Completion, Request, completion
 from corax.sample.sampler import Sampler
+from corax.settings.pretokenize import PretokenizeSettings
 from corax.settings.sample import SampleSettings
 from corax.template import Template
 
@@ -378,6 +379,18 @@ def test_prompts_that_leave_no_room_are_passed_over(prepared: Prepared) -> None:
     assert collect(tasks.get("quantum"), [prepared.text], settings, lambda prompt: prompt != first.text) == rest[:2]
     with pytest.raises(CoraxError, match=r"test.jsonl: nothing to sample, .*sample.max_new_tokens, 640"):
         collect(tasks.get("quantum"), [prepared.text], settings, lambda prompt: False)
+
+
+def test_prompts_longer_than_training_saw_are_passed_over(prepared: Prepared, tmp_path: Path) -> None:
+    """The memory of all slots is that of the longest prompt; targets, which are few and ours, stay."""
+    headers = PretokenizeSettings()
+    template = Template(prepared.model, headers.prompt_header, headers.completion_header)
+    lengths = {prompt.text: len(template.prompt_ids(prompt.text)) for prompt in read_test(prepared.text)}
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    options = ("--sample.targets", "false", "--sample.held_out_prompts", len(lengths), "--max-length", limit)
+    rows = pq.read_table(sample(prepared, tmp_path / "a.parquet", *options)).to_pylist()
+    assert [row["prompt"] for row in rows] == [text for text, length in lengths.items() if length <= limit]
+    assert 0 < len(rows) < len(lengths)
 
 
 @pytest.mark.parametrize(

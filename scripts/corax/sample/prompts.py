@@ -29,7 +29,7 @@ def collect(
 ) -> list[Prompt]:
     """Each target `samples_per_target` times, then the first `held_out_prompts` of the test parts in `text`.
 
-    Held-out prompts that do not fit into the model's context, as `fits` says, are passed over. Raises CoraxError if
+    Held-out prompts that are too long, as `fits` says, are passed over. Raises CoraxError if
     nothing at all is left or a line of a test part is damaged.
     """
     targets = task.targets() if settings.targets else []
@@ -39,8 +39,8 @@ def collect(
     prompts = [Prompt("target", target.name, target.prompt, None) for target in repeated] + list(held_out)
     if not prompts and settings.held_out_prompts:
         raise CoraxError(
-            f"{text[0] / 'test.jsonl'}: nothing to sample, this test part and all others have no prompt "
-            f"that leaves sample.max_new_tokens, {settings.max_new_tokens}, of the model's context"
+            f"{text[0] / 'test.jsonl'}: nothing to sample, this and all other test parts have no prompt "
+            f"within plan.max_length that leaves sample.max_new_tokens, {settings.max_new_tokens}, of the context"
         )
     if not prompts:
         raise CoraxError("nothing to sample: sample.targets or sample.held_out_prompts must ask for something")

@@ -167,7 +167,7 @@ def compile_sums() -> str:
     """Merge a small weight onto both bases, so that all is compiled; the sha256 of the result."""
     import torch
 
-    from corax.merge.four_bits import RoundTrip, largest_magnitudes
+    from corax.merge.four_bits import BLOCK, RoundTrip, largest_magnitudes
     from corax.merge.sums import Product
 
     def numbers(rows: int, columns: int) -> torch.Tensor:
@@ -176,7 +176,9 @@ def compile_sums() -> str:
         return (steps / 2**22).view(rows, columns)
 
     bases = numbers(128, 704).bfloat16().repeat(2, 1, 1)
-    RoundTrip(largest_magnitudes(bases[1].flatten()), "nf4", True).apply(bases[1], 0)
+    largest = torch.empty(bases[1].numel() // BLOCK, dtype=torch.bfloat16)
+    largest_magnitudes(bases[1].flatten().view(torch.int16).numpy(), largest.view(torch.int16).numpy())
+    RoundTrip(largest, "nf4", True).apply(bases[1], 0)
     Product.of(numbers(128, 64), numbers(64, 704), 0.3).add_to(bases, 0)
     return hashlib.sha256(bases.view(torch.uint8).numpy().tobytes()).hexdigest()
 
@@ -231,9 +233,12 @@ def merge_peft(folder: Path) -> Callable[[], None]:
 BASES = {"original": ["original"], "nf4": ["nf4"], "both": ["original", "nf4"]}
 """What is added onto; a model for each."""
 WORKS: dict[str, Callable[[Path], Callable[[], None]]] = {
-    **{name: partial(merge, names=names) for name, names in BASES.items()},
+    "original": partial(merge, names=BASES["original"]),
+    "nf4": partial(merge, names=BASES["nf4"]),
     "peft": merge_peft,
+    "both": partial(merge, names=BASES["both"]),
 }
+"""In the order of the measurements: what a longer one would leave out comes last."""
 
 
 def product_speed(rank: int) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from corax.merge.sums import compiled, nearest_bfloat16
+from corax.compiled import compiled
+from corax.merge.sums import nearest_bfloat16
 
 BLOCK = 64
 """Weights that share a constant."""
@@ -36,8 +37,7 @@ class RoundTrip:
     """
 
     def __init__(self, largest: torch.Tensor, quant_type: str, double_quant: bool) -> None:
-        constants = largest.float()
-        self.inverse = (1.0 / constants.clamp(min=SMALLEST)).numpy()
+        self.largest, constants = largest, largest.float()
         if double_quant:
             # In float32, as bitsandbytes takes it, the mean depends on the processor.
             offset = constants.double().mean().float()
@@ -46,44 +46,37 @@ class RoundTrip:
         self.constants = constants.numpy()
         self.values = _values(quant_type)
         self.steps: Steps = tuple(zip(_midpoints(self.values), self.values[1:], strict=True))
-        self.largest = None
+        self.bits = None
         if largest.dtype == torch.bfloat16 and quant_type == "nf4":
             bits = largest.view(torch.int16).numpy()
             if EXPONENTS[0] <= bits.min() >> 7 and bits.max() >> 7 <= EXPONENTS[1]:
-                self.largest = bits
+                self.bits = bits
 
     def apply(self, weights: torch.Tensor, first: int) -> None:
         """Replace `weights`, whole blocks from weight number `first` of the matrix on, in the type of `largest`."""
         blocks = slice(first // BLOCK, (first + weights.numel()) // BLOCK)
         constants = self.constants[blocks]
-        if self.largest is not None:
-            bits = weights.view(-1).view(torch.int16).numpy()
-            _replace_bits(bits, self.largest[blocks], _thresholds(), constants, self.values)
+        if self.bits is not None:
+            bits = weights.view(torch.int16).numpy().reshape(-1)
+            _replace_bits(bits, self.bits[blocks], _thresholds(), constants, self.values)
         else:
             values = weights.float()
-            _replace(values.view(-1).numpy(), self.inverse[blocks], constants, self.values[0], self.steps)
+            inverse = (1.0 / self.largest[blocks].float().clamp(min=SMALLEST)).numpy()
+            _replace(values.view(-1).numpy(), inverse, constants, self.values[0], self.steps)
             weights.copy_(values)
 
 
-def largest_magnitudes(weights: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude of each block of the flat `weights`, in their type.
-
-    Floating-point numbers without their sign are in the order of their bits, which integers compare fast.
-    """
-    if weights.itemsize == 4:
-        bits = weights.view(torch.int32) & torch.iinfo(torch.int32).max
-        return bits.view(-1, BLOCK).amax(1).view(weights.dtype)
-    found = torch.empty(len(weights) // BLOCK, dtype=weights.dtype)
-    _largest(weights.view(torch.int16).numpy(), found.view(torch.int16).numpy())
-    return found
-
-
 @compiled
-def _largest(bits: Any, found: Any) -> None:
-    for block in range(len(found)):
-        largest = np.int16(0)
+def largest_magnitudes(bits: Any, found: Any) -> None:
+    """Fill `found` with the largest magnitude of each block of `bits`; both are floating-point numbers, as their bits.
+
+    Without their sign they are in the order of their bits, which integers compare fast.
+    """
+    integer = bits.dtype.type
+    for block in range(len(bits) // BLOCK):
+        largest = integer(0)
         for index in range(BLOCK):
-            largest = max(largest, np.int16(bits[BLOCK * block + index] & np.int16(0x7FFF)))
+            largest = max(largest, integer(bits[BLOCK * block + index] & integer(np.iinfo(bits.dtype).max)))
         found[block] = largest
 
 

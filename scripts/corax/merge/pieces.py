@@ -5,8 +5,6 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, Self
 
-import torch
-
 from corax.errors import CoraxError
 
 
@@ -32,16 +30,11 @@ class Output:
                 rest, start = rest[count:], start + count
 
 
-def read_at(file: BinaryIO, start: int, into: torch.Tensor) -> None:
+def read_at(file: BinaryIO, start: int, into: memoryview) -> None:
     """Fill `into` with the bytes of `file` from `start` on."""
-    rest = as_bytes(into)
+    rest = into.cast("B")
     while rest:
         count = os.preadv(file.fileno(), [rest], start)
         if not count:
             raise CoraxError(f"{file.name}: ends early, at byte {start}")
         rest, start = rest[count:], start + count
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a tensor on the CPU."""
-    return tensor.view(-1).view(torch.uint8).numpy().data

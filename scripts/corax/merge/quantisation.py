@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional as bnb
+import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -71,13 +72,13 @@ def seen_in_training(model: Path, train: Mapping[str, Any], compute_dtype: torch
 
 def _largest(weight: Stored, compute_dtype: torch.dtype) -> torch.Tensor:
     """The largest magnitude of each block of a weight in `compute_dtype`."""
-    numbers = math.prod(weight.shape)
-    piece = torch.empty(min(PIECE, numbers), dtype=weight.torch_dtype)
-    found = torch.empty(numbers // BLOCK, dtype=piece.dtype)
+    numbers, dtype = math.prod(weight.shape), weight.torch_dtype
+    piece = np.empty(min(PIECE, numbers), f"i{dtype.itemsize}")
+    found = np.empty(numbers // BLOCK, piece.dtype)
     with weight.file.open("rb") as file:
         for first in range(0, numbers, PIECE):
             part = piece[: numbers - first]
-            read_at(file, weight.start + first * part.itemsize, part)
-            found[first // BLOCK : (first + len(part)) // BLOCK] = largest_magnitudes(part)
+            read_at(file, weight.start + first * dtype.itemsize, part.data)
+            largest_magnitudes(part, found[first // BLOCK :])
     # Rounding keeps the order of numbers: the largest one, rounded, is the largest of the rounded ones.
-    return found.to(compute_dtype)
+    return torch.from_numpy(found).view(dtype).to(compute_dtype)

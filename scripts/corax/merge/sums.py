@@ -5,15 +5,15 @@ add, as is scale · (B·A) + base; a processor's own library would choose its or
 four rows of A at a time keep the numbers in the registers and the first cache.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import pad
+
+from corax.compiled import compiled, fused
 
 ROWS = 4
 """Rows of B, and of A, that are multiplied together."""
@@ -23,13 +23,6 @@ OVERFLOW = 0x7F7F8000
 """The smallest bits of a float32 without its sign that round to no finite bfloat16."""
 INFINITY = 0x7F800000
 """Those of infinity; above are those that are no number."""
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """The function as machine code, with fused multiply and add, during which other threads run."""
-    return cast(Function, numba.njit(nogil=True, fastmath={"contract"})(function))
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Product:
         return bool(_add(bases.numpy(), *product, _add_to_float32) < INFINITY)
 
 
-@compiled
+@fused
 def _multiply(b: Any, first: int, a: Any, sums: Any) -> None:
     """ROWS rows of B from `first` on times a block of A."""
     sums[:] = 0
@@ -101,7 +94,7 @@ def nearest_bfloat16(bits: np.uint32) -> np.int16:
     return np.int16(np.uint32(bits + np.uint32(np.uint32(0x7FFF) + odd)) >> np.uint32(16))
 
 
-@compiled
+@fused
 def _add_to_bfloat16(bits: Any, sums: Any, scale: np.float32) -> np.uint32:
     """To numbers as int16."""
     largest = np.uint32(0)
@@ -113,7 +106,7 @@ def _add_to_bfloat16(bits: Any, sums: Any, scale: np.float32) -> np.uint32:
     return largest
 
 
-@compiled
+@fused
 def _add_to_float32(values: Any, sums: Any, scale: np.float32) -> np.uint32:
     largest = np.uint32(0)
     for j in range(len(values)):

@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from corax import safetensors_header
 from corax.errors import CoraxError
-from corax.merge.pieces import Output, as_bytes, read_at
+from corax.merge.pieces import Output, read_at
 from corax.merge.sums import ROWS, Product
 from corax.progress import Progress
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights that can be changed, by their safetensors names."""
-PIECE = 2**19
-"""Numbers that a thread changes at a time."""
+PIECE = 2**21
+"""Numbers that a thread changes at a time: few enough for the caches, so many that Python hardly counts."""
 WHOLE_BLOCKS = 64
 """Pieces hold a multiple of so many numbers: blocks that 4 bits share are not cut."""
 WAITING = 4
@@ -86,10 +88,10 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 def read_tensor(tensor: Stored) -> torch.Tensor:
     """The tensor, in memory of its own; raises CoraxError if its type is not in `DTYPES`."""
-    result = torch.empty(tensor.shape, dtype=tensor.torch_dtype)
+    content = np.empty(tensor.size, np.uint8)
     with tensor.file.open("rb") as file:
-        read_at(file, tensor.start, result)
-    return result
+        read_at(file, tensor.start, content.data)
+    return torch.from_numpy(content).view(tensor.torch_dtype).view(tensor.shape)
 
 
 def write_merged(
@@ -151,7 +153,7 @@ class Buffer(threading.local):
     """Memory of a thread for a piece of each output."""
 
     def __init__(self, size: int) -> None:
-        self.bytes = torch.empty(size, dtype=torch.uint8)
+        self.bytes: NDArray[np.uint8] = np.empty(size, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -229,9 +231,9 @@ class Stream:
     def copy(self, start: int, size: int) -> None:
         """Bytes that stay as they are."""
         piece = self.buffer.bytes[:size]
-        read_at(self.source, start, piece)
+        read_at(self.source, start, piece.data)
         for output in self.made:
-            output.write_at(start, as_bytes(piece))
+            output.write_at(start, piece.data)
 
     def change(self, change: Future[Change], first: int, count: int) -> None:
         """The `count` rows from `first` on of a changed weight."""
@@ -239,9 +241,9 @@ class Stream:
         tensor, columns = ready.tensor, ready.tensor.shape[1]
         dtype, numbers = tensor.torch_dtype, count * columns
         start, size = tensor.start + first * columns * dtype.itemsize, numbers * dtype.itemsize
-        copies = self.buffer.bytes[: len(self.made) * size].view(dtype).view(-1, count, columns)
-        read_at(self.source, start, copies[0])
+        copies = self.buffer.bytes[: len(self.made) * size].reshape(-1, size)
+        read_at(self.source, start, copies[0].data)
         copies[1:] = copies[0]
-        ready.apply(copies, first)
+        ready.apply(torch.from_numpy(copies).view(dtype).view(-1, count, columns), first)
         for output, piece in zip(self.made, copies, strict=True):
-            output.write_at(start, as_bytes(piece))
+            output.write_at(start, piece.data)

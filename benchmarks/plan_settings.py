@@ -136,7 +136,7 @@ def _load(root: Path, setting: Setting, device: Any) -> Any:
             AutoModelForCausalLM.from_config(AutoConfig.for_model(**config(setting)), dtype=dtype).save_pretrained(
                 folder
             )
-    train = TrainSettings(bits=setting.bits)  # type: ignore[arg-type]
+    train = TrainSettings(bits=setting.bits, llm_int8_threshold=0)  # type: ignore[arg-type]
     base = load_base(folder, "lora", train.model_dump(), dtype, device)
     return add_adapter(base, LoraSettings(r=setting.r, lora_dropout=setting.dropout), seed=0)
 

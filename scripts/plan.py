@@ -51,7 +51,8 @@ def main(args: argparse.Namespace) -> None:
     lora = cli.settings(args, LoraSettings, "lora")
     tuning = cli.settings(args, TuningSettings, "tuning")
     train = cli.settings(args, TrainSettings, "train")
-    tuning_settings.check(tuning, lora, train, settings.devices, architecture.is_encoder_decoder(args.model))
+    has_encoder = architecture.is_encoder_decoder(args.model)
+    tuning_settings.check(tuning, lora, train, settings.packing, settings.devices, has_encoder)
     manifest, base = open_artifact(args.model), model.read(args.model)
     if base.family in TRANSPOSED and tuning.method == "lora":
         raise CoraxError(

@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
     inputs = [args.model, args.plan, *args.tokens]
     plan = _read_plan(args.plan)
     state = PartialState(cpu=not torch.cuda.is_available())
-    tuning_settings.check(tuning, lora, train, state.num_processes, is_encoder_decoder(args.model))
+    tuning_settings.check(tuning, lora, train, plan["packing"], state.num_processes, is_encoder_decoder(args.model))
     if not state.is_main_process:
         cli.log.setLevel(logging.WARNING)
     checkpoints = args.work / _fingerprint(inputs, tuning, lora, train)

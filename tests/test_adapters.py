@@ -34,7 +34,8 @@ from corax.train.loop import Loop
 from corax.train.packs import Batch, flatten
 
 CPU = torch.device("cpu")
-FOUR, EIGHT, SIXTEEN = ({"train": {"bits": bits}} for bits in (4, 8, 16))
+FOUR, SIXTEEN = ({"train": {"bits": bits}} for bits in (4, 16))
+EIGHT = {"train": {"bits": 8, "llm_int8_threshold": 0}}
 TUNED: dict[str, dict[str, Any]] = {
     "lora": FOUR,
     "lora 16 bits": SIXTEEN,
@@ -243,7 +244,9 @@ def test_the_fast_engine_reads_the_scale_of_rslora_from_the_layer(folders: dict[
     ("tuning", "lora", "train", "expected"),
     [
         ({"method": "prefix_tuning"}, {}, {"gradient_checkpointing": True}, "gradient_checkpointing: false"),
-        ({"method": "prefix_tuning"}, {}, {"bits": 8}, None),
+        ({"method": "prefix_tuning"}, {}, {"bits": 8}, "llm_int8_threshold: 0 or plan.packing: false"),
+        ({"method": "prefix_tuning"}, {}, {"bits": 8, "llm_int8_threshold": 0}, None),
+        ({"method": "full"}, {}, {"bits": 8}, None),
         ({}, {"init_lora_weights": "pissa"}, {}, "train.bits: 16"),
         ({}, {"init_lora_weights": "olora"}, {"bits": 4}, "train.bits: 16"),
         ({}, {"init_lora_weights": "loftq"}, {"bits": 16}, "allowed: 4"),
@@ -256,8 +259,12 @@ def test_settings_that_exclude_each_other_are_one_line(
     tuning: dict[str, Any], lora: dict[str, Any], train: dict[str, Any], expected: str | None
 ) -> None:
     groups = TuningSettings(**tuning), LoraSettings(**lora), TrainSettings(**train)
-    problem = conflict(*groups)
+    problem = conflict(*groups, packing=True)
     assert problem is None if expected is None else problem is not None and expected in problem
+
+
+def test_outlier_columns_go_with_one_sample_a_pack() -> None:
+    assert conflict(TuningSettings(), LoraSettings(), TrainSettings(bits=8), packing=False) is None
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_weights_are_rounded_once_when_they_are_written(tmp_path: Path) -> None:
 def test_what_it_does_not_go_with_is_one_line(
     tuning: dict[str, Any], train: dict[str, Any], expected: str | None
 ) -> None:
-    problem = conflict(TuningSettings(**tuning), LoraSettings(), TrainSettings(**train))
+    problem = conflict(TuningSettings(**tuning), LoraSettings(), TrainSettings(**train), packing=True)
     assert problem is None if expected is None else problem is not None and expected in problem
 
 

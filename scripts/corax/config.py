@@ -99,7 +99,7 @@ class Run(Settings):
     @model_validator(mode="after")
     def _settings_agree(self) -> "Run":
         # Whether the model has an encoder is known once it is there: `plan` asks again.
-        problem = conflict(self.tuning, self.lora, self.train) or undividable(
+        problem = conflict(self.tuning, self.lora, self.train, self.plan.packing) or undividable(
             self.train, self.plan.devices, has_encoder=False
         )
         if problem:

@@ -61,15 +61,14 @@ def load_base(folder: Path, method: str, train: Mapping[str, Any], dtype: torch.
     """The model as training by `method` starts from it; `train` has the keys of TrainSettings.
 
     All weights are trained in float32; of a frozen base the linear layers of the blocks are kept in `train["bits"]`,
-    8 bits being those of LLM.int8 (arXiv 2208.07339) without its outlier columns, which are found over all tokens of a
-    batch, so that samples would change each other; the rest is in the compute type `dtype`.
+    8 bits being those of LLM.int8 (arXiv 2208.07339), and the rest is in the compute type `dtype`.
     """
     if method == "full":
         return load_plain(folder, torch.float32, device)
     if train["bits"] == 16:
         return load_plain(folder, dtype, device)
     if train["bits"] == 8:
-        eight = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+        eight = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=float(train["llm_int8_threshold"]))
         return _load(folder, dtype=dtype, device_map={"": device}, quantization_config=eight)
     quant_type, double_quant = str(train["bnb_4bit_quant_type"]), bool(train["bnb_4bit_use_double_quant"])
     return load_quantised(folder, dtype, device, quant_type, double_quant)

@@ -36,11 +36,14 @@ class TrainSettings(Settings):
     max_grad_norm: Float = Field(1.0, gt=0)
     """Gradients are scaled down to at most this L2 norm."""
     bits: Annotated[Literal[4, 8, 16], BeforeValidator(to_number)] = 4
-    """Bits of the frozen base's linear layers: 4 (QLoRA), 8 (LLM.int8 without outlier columns) or 16 (compute type)."""
+    """Bits of the frozen base's linear layers: 4 (QLoRA), 8 (LLM.int8) or 16 (compute type)."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """4-bit data type of the frozen base."""
     bnb_4bit_use_double_quant: bool = True
     """Quantise the quantisation constants too."""
+    llm_int8_threshold: Float = Field(6.0, ge=0)
+    """Of 8 bits: columns with a larger activation are computed in 16 bits; 0: none are. They are found over all tokens
+    of a pack, so packs of several samples want 0."""
     fsdp: bool = False
     """Divide weights, gradients and moments over the devices (PyTorch's fully_shard): with tuning.method full, for
     models too big for one device."""

@@ -33,14 +33,16 @@ class TuningSettings(Settings):
     """Adapted layers, counted from the output, for adaption_prompt; null: all."""
 
 
-def check(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, devices: int, has_encoder: bool) -> None:
-    """Raise CoraxError for a setting that the others, or the number of devices, exclude."""
-    problem = conflict(tuning, lora, train) or undividable(train, devices, has_encoder)
+def check(
+    tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, packing: bool, devices: int, has_encoder: bool
+) -> None:
+    """Raise CoraxError for a setting that the others, or the number of devices, exclude; `packing`: of the plan."""
+    problem = conflict(tuning, lora, train, packing) or undividable(train, devices, has_encoder)
     if problem:
         raise CoraxError(problem)
 
 
-def conflict(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings) -> str | None:
+def conflict(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings, packing: bool) -> str | None:
     """The first setting that the others exclude, as one line that says what is allowed; None if there is none."""
     method, start = tuning.method, lora.init_lora_weights
     if method == "prefix_tuning" and train.gradient_checkpointing:
@@ -49,6 +51,11 @@ def conflict(tuning: TuningSettings, lora: LoraSettings, train: TrainSettings) -
         return f"train.fsdp is true, allowed with tuning.method: full; found {method!r}, which needs it not"
     if train.fsdp and train.optim != "adamw_torch":
         return f"train.fsdp is true, allowed with train.optim: adamw_torch; found {train.optim!r}"
+    if method != "full" and train.bits == 8 and train.llm_int8_threshold and packing:
+        return (
+            f"train.llm_int8_threshold is {train.llm_int8_threshold:g}, whose columns are found over a pack's tokens, "
+            "so samples would change each other: set train.llm_int8_threshold: 0 or plan.packing: false"
+        )
     if method != "lora":
         return None
     if start in CHANGED_BASE and train.bits != 16:

@@ -22,7 +22,7 @@ import stages
 import warm
 from prepared import Prepared
 
-from corax.artifact import read_manifest
+from corax.artifact import MARK, read_manifest
 from corax.cli import PAUSED
 
 STEPS = 12
@@ -238,7 +238,7 @@ def damage_all(trial: Trial, folder: Path, files: int | None = None, kinds: int 
     os.killpg(trial.process.pid, signal.SIGKILL)
     trial.process.wait(SECONDS)
     shutil.copytree(trial.folder, folder)
-    names = sorted(path.name for path in trial.checkpoints[0].iterdir())[:files]
+    names = sorted(path.name for path in trial.checkpoints[0].iterdir() if path.name != MARK)[:files]
     cases = [(name, kind) for name in names for kind in DAMAGES[:kinds]]
     for name, kind in cases:
         shutil.copytree(folder, trial.folder, dirs_exist_ok=True)

@@ -9,7 +9,7 @@ import report_inputs
 import stages
 
 from corax import verify
-from corax.artifact import Artifact
+from corax.artifact import MARK, Artifact
 from corax.errors import CoraxError
 
 
@@ -37,7 +37,7 @@ def problems(*paths: Path) -> list[str]:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".corax")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
 
 
 def test_what_was_written_is_right(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

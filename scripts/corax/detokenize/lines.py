@@ -149,6 +149,8 @@ def _header(path: Path, header: list[str], needed: Sequence[str]) -> list[str]:
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise CoraxError(f"{path}: the header has column {twice[0]!r} twice")
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t|"):
+        raise CoraxError(f"{path}: the header is one column, {header[0][:200]!r}, allowed: columns separated by commas")
     for name in needed:
         if name not in header:
             raise CoraxError(f"{path}: column {name} {missing(name, header)}")

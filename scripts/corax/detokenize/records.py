@@ -23,6 +23,7 @@ DOLLY = (
 """The prompt of Databricks Dolly (consts.py)."""
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLE_KEYS = {"messages": "role", "sharegpt": "from"}
 NEXT = {
     "the beginning": ("system", "user"),
     "system": ("user",),
@@ -95,6 +96,13 @@ def _conversation(row: Row, column: str, role_key: str, content_key: str, roles:
         where = f"{column}[{number}]"
         if not isinstance(turn, dict):
             raise BadRowError(where, f"is of type {type(turn).__name__}, allowed: {role_key} and {content_key}")
+        other = next((record for record, key in ROLE_KEYS.items() if key in turn), None)
+        if role_key not in turn and other:
+            raise BadRowError(
+                where,
+                f"has no {role_key}, found: {', '.join(map(str, turn))[:200]}; "
+                f"for these detokenize.record is {other} and messages_column {column}",
+            )
         given = text(turn, role_key, f"{where}.")
         if given not in roles:
             raise BadRowError(f"{where}.{role_key}", f"is {given[:40]!r}, allowed: {', '.join(roles)}")

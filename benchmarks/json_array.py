@@ -42,7 +42,7 @@ def main() -> None:
                     "--detokenize.record=alpaca",
                 ],
             )
-        size = (folder / f"json-{rows}" / f"rows.{suffix}").stat().st_size / rows
+        size = (folder / f"json-{rows}" / "rows.json").stat().st_size / rows
     lines, array = found["jsonl"], found["json"]
     growth = array.costs[1].memory - array.costs[0].memory
     write(

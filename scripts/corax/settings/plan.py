@@ -24,7 +24,7 @@ class PlanSettings(Settings):
     """Which samples are learnt in which order, and on what."""
 
     max_length: int = Field(2048, ge=8, le=2**24)
-    """Context: the most tokens in one pack."""
+    """Context: the most tokens in one pack. Longer held-out samples are passed over after the training too."""
     packing: bool = True
     """Put several samples into one pack (they never see each other); otherwise one sample a pack."""
     over_long: Literal["stop", "drop"] = "stop"

@@ -32,6 +32,7 @@ class Files(NamedTuple):
 
 def find_files(folder: Path, format: Format | None) -> Files:
     """The data files below `folder`: those of `format`, or of the one format that is there.
+
     Raises CoraxError if there is none, if there are several formats, or if names of parts are mixed with other names.
     """
     by_format = {each: _with_suffix(folder, suffixes) for each, suffixes in SUFFIXES.items() if format in (None, each)}

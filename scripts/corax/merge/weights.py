@@ -28,8 +28,8 @@ from corax.progress import Progress
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of weights that can be changed, by their safetensors names."""
-PIECE = 2**21
-"""Numbers that a thread changes at a time: few enough for the caches, so many that Python hardly counts."""
+PIECE = 2**20
+"""Numbers that a thread holds at a time: few enough for the caches, so many that Python's lock hardly counts."""
 WHOLE_BLOCKS = 64
 """Pieces hold a multiple of so many numbers: blocks that 4 bits share are not cut."""
 WAITING = 4
@@ -113,7 +113,9 @@ def write_merged(
     changing = {*factors}.union(*outputs.values())
     changed = [tensor for tensor in tensors if tensor.name in changing]
     adapter = read_header(lora)
-    buffer = Buffer(4 * len(outputs) * max([PIECE, *(_rows(tensor) * tensor.shape[1] for tensor in changed)]))
+    numbers = PIECE // len(outputs)
+    most = max([numbers, *(_rows(tensor, numbers) * tensor.shape[1] for tensor in changed)])
+    buffer = Buffer(4 * len(outputs) * most)
 
     def prepare(tensor: Stored) -> Change:
         bases = [seen[tensor.name](tensor) if tensor.name in seen else None for seen in outputs.values()]
@@ -184,11 +186,11 @@ class Change:
         return self.product.add_to(bases, first) if self.product else bool(bases.isfinite().all())
 
 
-def _rows(tensor: Stored) -> int:
-    """Rows of a weight to change at a time: about PIECE numbers, whole blocks and steps of a product."""
+def _rows(tensor: Stored, numbers: int) -> int:
+    """Rows of a weight to change at a time: about so many numbers, whole blocks and steps of a product."""
     columns = tensor.shape[1]
     unit = max(ROWS, WHOLE_BLOCKS // math.gcd(WHOLE_BLOCKS, columns))
-    return min(tensor.shape[0], max(unit, PIECE // columns // unit * unit))
+    return min(tensor.shape[0], max(unit, numbers // columns // unit * unit))
 
 
 def _ahead(
@@ -224,7 +226,7 @@ class Stream:
             for first in range(0, tensor.size, size):
                 yield self.copy, tensor.start + first, min(size, tensor.size - first)
         else:
-            step = _rows(tensor)
+            step = _rows(tensor, PIECE // len(self.made))
             for first in range(0, tensor.shape[0], step):
                 yield self.change, change, first, min(step, tensor.shape[0] - first)
 
@@ -241,9 +243,9 @@ class Stream:
         tensor, columns = ready.tensor, ready.tensor.shape[1]
         dtype, numbers = tensor.torch_dtype, count * columns
         start, size = tensor.start + first * columns * dtype.itemsize, numbers * dtype.itemsize
-        copies = self.buffer.bytes[: len(self.made) * size].reshape(-1, size)
+        copies = self.buffer.bytes[: len(self.made) * size].view(f"i{dtype.itemsize}").reshape(-1, count, columns)
         read_at(self.source, start, copies[0].data)
         copies[1:] = copies[0]
-        ready.apply(torch.from_numpy(copies).view(dtype).view(-1, count, columns), first)
+        ready.apply(torch.from_numpy(copies).view(dtype), first)
         for output, piece in zip(self.made, copies, strict=True):
             output.write_at(start, piece.data)

@@ -1,5 +1,6 @@
 """base + scale · B·A: the right sums, the same bits for any cut of the rows, and on every machine."""
 
+import os
 import runpy
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_two_bases_in_one_pass_are_those_of_two(dtype: str, tmp_path: Path) -> N
         expected = (weight.to(DTYPES[dtype]).double() * part + 0.5 * (b.double() @ a.double())).float()
         eps = torch.finfo(DTYPES[dtype]).eps
         torch.testing.assert_close(found["w"].float(), expected, rtol=0.51 * eps, atol=1e-5)
+
+
+def test_a_system_that_reads_and_writes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near a full disk, or on a network's: what a call left over is read or written by the next."""
+    for folder in ("model", "made", "made by parts"):
+        (tmp_path / folder).mkdir()
+    save_file({"w": torch.randn(70, 30), "other": torch.arange(999)}, tmp_path / "model" / "model.safetensors")
+    save_file({"a": torch.randn(2, 30), "b": torch.randn(70, 2)}, tmp_path / "lora")
+
+    def merged(folder: str) -> bytes:
+        write_merged(tmp_path / "model", tmp_path / "lora", {"w": Factors("a", "b", 1.0)}, {tmp_path / folder: {}}, 2)
+        return (tmp_path / folder / "model.safetensors").read_bytes()
+
+    at_once, pwrite, preadv = merged("made"), os.pwrite, os.preadv
+    monkeypatch.setattr("os.pwrite", lambda file, data, start: pwrite(file, data[:7], start))
+    monkeypatch.setattr("os.preadv", lambda file, parts, start: preadv(file, [parts[0][:7]], start))
+    assert merged("made by parts") == at_once
 
 
 def test_the_same_bytes_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:

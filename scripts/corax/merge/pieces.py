@@ -23,7 +23,7 @@ class Output:
 
     def write_at(self, start: int, data: bytes | memoryview) -> None:
         """Write `data` from byte `start` on."""
-        rest = memoryview(data)
+        rest = memoryview(data).cast("B")
         with self._lock:
             while rest:
                 count = os.pwrite(self._file.fileno(), rest, start)

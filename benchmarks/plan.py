@@ -127,7 +127,7 @@ def others() -> Iterator[Figure]:
     peak = memory.allocated(states.fixed(plain)) + memory.total(general.moving(plain))
     words = "Llama-3-8B, transformers and peft, checkpointing, dropout 0.05"
     yield Figure(words, peak / GB, 22.7, "GB", "the worst moment is the loss")
-    yield Figure(words, 1000 * speed.transformers_seconds(plain, 8192, 8192, 8192, True), 1000 * 8192 / 7007, "ms")
+    yield Figure(words, 1000 * speed.general_seconds(plain, 8192, 8192, 8192, True), 1000 * 8192 / 7007, "ms")
     # prepare_model_for_kbit_training: embedding, head and norms in float32, and with them the residual stream.
     wide = 2 * (plain.model.parameters - plain.model.linear_parameters) + 2 * 32 * 8192 * 4096
     yield Figure("the same after prepare_model_for_kbit_training", (peak + wide) / GB, 28.0, "GB", NOT_USED)

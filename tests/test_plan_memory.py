@@ -429,7 +429,7 @@ def test_speed_of_plain_transformers_against_measurements(
     config: str, device: str, dropout: float, measured: float
 ) -> None:
     run = training(config, devices.GPUS[device], dropout=dropout, gradient_checkpointing=True)
-    assert 8192 / speed.transformers_seconds(run, 8192, 8192, 8192, True) == pytest.approx(measured, rel=0.15)
+    assert 8192 / speed.general_seconds(run, 8192, 8192, 8192, True) == pytest.approx(measured, rel=0.15)
 
 
 def test_speed_on_a_cpu_against_a_measurement() -> None:

@@ -14,9 +14,9 @@ class Device:
     memory: int
     """Bytes."""
     flops: float
-    """Floating-point operations a second of a step's matrix products as plain transformers and peft reach it."""
-    fast_flops: float
-    """The same with the fast layers."""
+    """Floating-point operations a second of products with weights."""
+    attention_flops: float
+    """The same of attention."""
     bandwidth: float
     """Bytes a second from and to memory."""
     compute_bytes: int
@@ -30,19 +30,17 @@ class Device:
 GPUS = {
     device.name: device
     for device in (
-        Device("a100-40gb", 40 * GB, 190e12, 220e12, 1.555e12, 2, GB, 300e9),
-        Device("a100-80gb", 80 * GB, 190e12, 220e12, 2.039e12, 2, GB, 300e9),
-        Device("h100-80gb", 80 * GB, 460e12, 700e12, 3.35e12, 2, GB, 450e9),
-        Device("h200-141gb", 141 * GB, 460e12, 700e12, 4.8e12, 2, GB, 450e9),
+        Device("a100-40gb", 40 * GB, 220e12, 190e12, 1.555e12, 2, GB, 300e9),
+        Device("a100-80gb", 80 * GB, 220e12, 190e12, 2.039e12, 2, GB, 300e9),
+        Device("h100-80gb", 80 * GB, 700e12, 460e12, 3.35e12, 2, GB, 450e9),
+        Device("h200-141gb", 141 * GB, 700e12, 460e12, 4.8e12, 2, GB, 450e9),
     )
 }
 """Memory, bandwidth and NVLink: NVIDIA's datasheets of A100, H100 and H200 (SXM). Drivers report 5 to 7 % more bytes
 than the decimal gigabytes there; that much stays free for fragmentation.
 
-Speed: bfloat16 peaks are 312 (A100) and 989 TFLOP/s (H100, H200). Plain transformers and peft: Llama-3-8B at 8,192
-tokens on an H100, checkpointing everything, 7,000 tokens/s (own measurement); Llama-2-7B at 8,192 on an A100, 3,128
-tokens/s (LlamaFactory's wiki). The fast layers' products take 352 ms on an H100
-for 2.46e14 operations (benchmarks/results/training.json); the A100 is given the same share of its peak, 0.71.
+Speed: bfloat16 peaks are 312 (A100) and 989 TFLOP/s (H100, H200). Llama-3-8B's products take 352 ms on an H100 for
+2.46e14 operations (benchmarks/results/training.json); the A100 is given the same share of its peak, 0.71.
 """
 
 CPU_FLOPS_PER_THREAD = 36e9

@@ -40,18 +40,28 @@ def _moments(training: Training) -> Iterator[list[Component]]:
         tokens = places(training)
         size = model.blocks * tokens * model.hidden * stream
         sum_of = f"{model.blocks} blocks × {tokens:,} tokens × {model.hidden:,} × {stream} bytes"
-        inputs = part("activations: inputs of blocks", size, sum_of)
+        inputs = [part("activations: inputs of blocks", size, sum_of), *_never_freed(training)]
         again = part("activations: one block, recomputed", block, how)
         # The copies are gone after the forward pass, the logits when the first block is recomputed.
-        yield [*before, inputs, *narrow, *at_loss]
-        yield [*before, inputs, logits, *at_loss]
-        yield [*before, inputs, again, *at_block]
+        yield [*before, *inputs, *narrow, *at_loss]
+        yield [*before, *inputs, logits, *at_loss]
+        yield [*before, *inputs, again, *at_block]
         yield [gradients(training), again, *at_block]
     else:
         every = part("activations: all blocks", model.blocks * block, f"{model.blocks} blocks × ({how})")
         yield [*before, every, logits, *narrow, *at_loss]
         yield [*before, every, *at_block]
     yield [gradients(training), *exchange(training), *at_end]
+
+
+def _never_freed(training: Training) -> list[Component]:
+    """Inputs of 8-bit layers, which bitsandbytes keeps for the backward pass where checkpointing cannot free them."""
+    model, number = training.model, training.device.compute_bytes
+    if training.train.bits != 8 or training.tuning.method == "full":
+        return []
+    tokens, width = places(training), 2 * model.hidden + model.attention + model.intermediate
+    how = f"{model.blocks} blocks × {tokens:,} tokens × {width:,} × {number} bytes"
+    return [part("activations: inputs of 8-bit layers", model.blocks * tokens * width * number, how)]
 
 
 def block_bytes(training: Training) -> tuple[float, str]:

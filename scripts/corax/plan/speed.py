@@ -1,6 +1,7 @@
 """How long training takes, and what to ask Slurm for: counted operations and bytes over measured speeds."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from corax.plan import fast, general
@@ -17,9 +18,19 @@ BUSY = 0.979
 HOST_SECONDS, HOST_SECONDS_DEQUANTISED = 0.0135, 0.009
 """Seconds in which the host issues forward and backward pass of one fast layer, whatever its width, and with the
 dequantised base kept (short packs and small widths of plan-measured.json); a fifth more to compute it again."""
-ADAPTER_BYTES, ADAPTER_SHARE = (2, 12), 0.64
+ADAPTER_BYTES = (2, 12)
 """Bytes for each input and output of a linear layer that peft's adapter moves forward: the input read, the output made,
-scaled, and summed with the layer's; and the share of the bandwidth (plan-measured.json)."""
+scaled, and summed with the layer's."""
+EIGHT_BIT_BYTES = (3, 10)
+"""The same of an 8-bit layer's rounding: the input read and written, the sums made and scaled."""
+BLOCK_BYTES = (84, 20, 10)
+"""Bytes that transformers' kernels, one for each operation, move forward for each number of the hidden state (two norms
+in float32, two sums), of queries and keys (rotation) and of the MLP's inner width."""
+LOSS_BYTES = 32
+"""The same for each logit: cast to float32, log-softmax and its gradient."""
+GENERAL_SHARE, GENERAL_PASS_SECONDS = 0.88, 0.00113
+"""Of a GPU's bandwidth, for these bytes; and seconds of a block's kernels in a pass, whatever their size (fitted to
+plan-measured.json and to the usual script's time)."""
 LINK_SHARE = 0.75
 """Of the speed between GPUs: what NCCL's exchanges of large tensors reach; rounded, not measured here."""
 OPTIMIZER_BYTES = 28
@@ -66,50 +77,67 @@ def host_factor(training: Training, part: Part) -> float | None:
 
 
 def general_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
-    """As transformers and peft take, with peft's adapters, padding of rows, and exchanges between ranks."""
+    """As transformers and peft take, with padding of rows, and exchanges between ranks."""
     tokens *= general.places(training) / training.tokens
-    seconds = transformers_seconds(training, tokens, targets, document, learn)
-    if training.tuning.method == "lora" and training.device.name != "cpu":
-        seconds += _adapter_seconds(training, tokens, learn)
+    seconds = _product_seconds(training, tokens, targets, document, learn)
+    if training.device.name != "cpu":
+        moved = _moved_bytes(training, tokens, targets, learn) / (GENERAL_SHARE * training.device.bandwidth)
+        seconds += moved + GENERAL_PASS_SECONDS * training.model.blocks * _passes(training, learn)[1]
     return max(seconds, _exchange_seconds(training, learn))
 
 
-def transformers_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
-    """What all must compute that use PyTorch's matrix products as they are.
+def _passes(training: Training, learn: bool) -> tuple[int, int]:
+    """Passes through the blocks: of products with weights, and of kernels, of which backward takes twice as many."""
+    repeated = int(training.train.gradient_checkpointing)
+    return (2 + repeated, 3 + repeated) if learn else (1, 1)
 
-    Matrix products cost two operations a weight and token.
 
-    Backward takes as many for the gradient of the activations; only what is trained needs that of its weights too.
-    Attention costs 4 × width a token, block and token seen, two and a half times that in backward; with a mask
-    instead of boundaries, on a CPU, each token counts the whole pack. Checkpointing repeats the forward pass of the
-    blocks. Each pass over quantised blocks reads them, writes the compute type and reads it again.
+def _product_seconds(training: Training, tokens: float, targets: float, document: float, learn: bool) -> float:
+    """Matrix products, and the passes over quantised blocks that precede them.
+
+    Products cost two operations a weight and token. Backward takes as many for the gradient of the activations; only
+    what is trained needs that of its weights too. Attention costs 2 × width a token, block and token of its document,
+    since it looks back only, two and a half times that in backward; on a CPU, with a mask, each token counts the whole
+    pack. Checkpointing repeats the forward pass of the blocks. Each pass over quantised blocks reads them, writes the
+    compute type and reads it again.
     """
     model, device, train = training.model, training.device, training.train
-    repeated = int(train.gradient_checkpointing) if learn else 0
     backward = 1 if learn else 0
-    passes = 1 + backward + repeated
+    passes, _ = _passes(training, learn)
     trained = _trained_in_products(training)
     frozen = 0 if training.tuning.method == "full" else model.linear_parameters
-    seen = tokens if device.name == "cpu" else document
     operations = (
         2 * frozen * passes * tokens
         + 2 * model.vocabulary * model.hidden * (1 + backward) * targets
         + 2 * trained * (passes + backward) * tokens
-        + 4 * seen * model.attention * model.blocks * (passes + 1.5 * backward) * tokens
     )
+    seen = 2 * tokens if device.name == "cpu" else document
+    attention = 2 * seen * model.attention * model.blocks * (passes + 1.5 * backward) * tokens
     quantised = train.bits < 16 and training.tuning.method != "full"
     weight_bytes = weight_bits(training) / 8 + 2 * device.compute_bytes if quantised else 0
-    return operations / device.flops + passes * model.linear_parameters * weight_bytes / device.bandwidth
+    weights = passes * model.linear_parameters * weight_bytes
+    return operations / device.flops + attention / device.attention_flops + weights / device.bandwidth
 
 
-def _adapter_seconds(training: Training, tokens: float, learn: bool) -> float:
-    """Seconds of what peft's adapters read and write beside the products, in 16 bits."""
-    model, device = training.model, training.device
-    passes = 2.8 + training.train.gradient_checkpointing if learn else 1
-    inputs, outputs = ADAPTER_BYTES
-    adapted = [model.linears[name] for name in model.targets(training.lora.target_modules)]
-    moved = sum(inputs * columns + outputs * rows for rows, columns in adapted)
-    return tokens * moved * passes / (ADAPTER_SHARE * device.bandwidth)
+def _moved_bytes(training: Training, tokens: float, targets: float, learn: bool) -> float:
+    """What kernels beside the products read and write, backward twice what they do forward."""
+    model, adapted = training.model, []
+    hidden, rotated, inner = BLOCK_BYTES
+    block = hidden * model.hidden + rotated * (model.attention + model.keys) + inner * model.intermediate
+    _, passes = _passes(training, learn)
+    moved = passes * model.blocks * block + LOSS_BYTES * model.vocabulary * targets / tokens
+    if training.tuning.method == "lora":
+        adapted = [model.linears[name] for name in model.targets(training.lora.target_modules)]
+        moved += (passes - 0.2 if learn else 1) * _of_layers(adapted, ADAPTER_BYTES)
+    if training.train.bits == 8 and training.tuning.method != "full":
+        moved += (passes - 2 if learn else 1) * _of_layers(model.linears.values(), EIGHT_BIT_BYTES)
+    return tokens * moved
+
+
+def _of_layers(shapes: Iterable[tuple[int, int]], bytes_a_number: tuple[int, int]) -> int:
+    """Bytes a token for each input and output of linear layers of these (rows, columns)."""
+    inputs, outputs = bytes_a_number
+    return sum(inputs * columns + outputs * rows for rows, columns in shapes)
 
 
 def _exchange_seconds(training: Training, learn: bool) -> float:
@@ -165,7 +193,7 @@ def _fast_seconds(training: Training, tokens: float, targets: float, document: f
         (1 + backward) * model.linear_parameters + again * (model.linear_parameters - down)
     )
     traffic = elementwise + (0 if fast.dequantised(training) else dequantised)
-    seconds = products / device.fast_flops + attention / device.flops + traffic / (MEMORY_SHARE * device.bandwidth)
+    seconds = products / device.flops + attention / device.attention_flops + traffic / (MEMORY_SHARE * device.bandwidth)
     return seconds / BUSY
 
 

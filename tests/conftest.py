@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import warm
+from hypothesis import HealthCheck, settings
 from prepared import Prepared
+
+# How long an example takes says what else the machine does, and that the first one compiles.
+settings.register_profile("corax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("corax")
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ text = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["<|e
 message = st.tuples(st.sampled_from(ROLES), text.filter(bool))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chat=st.lists(message, min_size=1, max_size=6))
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_loss_is_on_the_assistant_only(flavour: str, models: dict[str, Path], chat: list[tuple[str, str]]) -> None:
@@ -203,7 +203,7 @@ def test_plain_text(flavour: tiny.Flavour, models: dict[str, Path], tmp_path: Pa
         assert targets.tolist() == [*range(1, len(ids))]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(text.filter(bool), min_size=1, max_size=5), length=st.integers(2, 12))
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_text_in_pieces_is_learnt_once(flavour: str, models: dict[str, Path], texts: list[str], length: int) -> None:

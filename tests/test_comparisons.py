@@ -106,7 +106,7 @@ def test_the_tasks_have_right_answers(benchmark_folder: None) -> None:
             assert sorted(words) == answer
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(100, 999), min_size=6, max_size=200))
 def test_corrupted_spans_put_back_are_the_text(ids: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:

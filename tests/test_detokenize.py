@@ -119,7 +119,7 @@ def all_train(**chosen: Any) -> DetokenizeSettings:
 any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @example(tokens=["\n", ";\n", '"', "\\", "\x00", "\u2028", "𝄞"], rows=[([3, 4], [9, 5, 3]), ([], [7, 4])], dtype="int8")
 @given(
     tokens=st.lists(any_text, min_size=1, max_size=12, unique=True),
@@ -165,7 +165,7 @@ SIDES: dict[Padding, Callable[[str], str]] = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     rows=st.lists(st.lists(st.sampled_from([0, 0, 1, 2, 3, 4, -2, -1, 5, 6]), max_size=7)),
     shift=st.lists(st.integers(0, 150), max_size=3),
@@ -230,7 +230,7 @@ def test_padded_left_or_ragged_gives_the_same_text(layout: str, dtype: str, tmp_
     assert lines(tmp_path / "text" / "train.jsonl") == wanted
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3))
 def test_any_damage_is_rows_or_one_error(damage: list[tuple[float, int]]) -> None:
     """A few bytes of a good file are changed."""
@@ -263,7 +263,7 @@ def test_published_hashes() -> None:
     assert found == ["0" * 32, "cbd8a7b341bd9b025b1e906a48ae1d19", "e34bbc7bbc071b6c7a433ca9c49a9347"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.binary(max_size=40), max_size=30), max_size=8))
 def test_what_was_seen(batches: list[list[bytes]]) -> None:
     seen, before = Seen(), set[bytes]()

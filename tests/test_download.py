@@ -377,7 +377,7 @@ def test_evil_zip(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
 @given(noise=st.binary(max_size=300), cut=st.integers(0, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_damaged_archive_is_one_line(
     tmp_path_factory: pytest.TempPathFactory, name: str, noise: bytes, cut: int
 ) -> None:
@@ -487,7 +487,7 @@ def largest_of(index: dict[str, dict[str, str]]) -> str:
 
 
 @given(noise=st.binary(max_size=64), at=st.integers(0, 2000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_damaged_header_is_one_line(
     model: Path, tmp_path_factory: pytest.TempPathFactory, noise: bytes, at: int
 ) -> None:
@@ -665,7 +665,7 @@ sources = st.one_of(
 
 
 @given(source=sources)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_command_line_gives_the_source_back(source: Source) -> None:
     args = script.build_parser().parse_args([*command_line(source), "--output", "out"])
     assert cli.settings(args, SOURCES[args.source]) == source

@@ -39,7 +39,6 @@ def widths(**limits: int) -> st.SearchStrategy[int]:
     return st.integers(1, limits.get("largest", 40))
 
 
-@settings(deadline=None)
 @given(widths(), widths())
 def test_rms_norm_and_its_gradient(tokens: int, width: int) -> None:
     x, weight, gradient, residual = (
@@ -60,7 +59,6 @@ def test_rms_norm_and_its_gradient(tokens: int, width: int) -> None:
     assert_close(dx, wanted + residual)
 
 
-@settings(deadline=None)
 @given(widths(), widths())
 def test_swiglu_and_its_gradient(tokens: int, width: int) -> None:
     gate_up, gradient = doubles(tokens, 2 * width).requires_grad_(), doubles(tokens, width)
@@ -75,7 +73,6 @@ def test_swiglu_and_its_gradient(tokens: int, width: int) -> None:
     assert_close(both, wanted)
 
 
-@settings(deadline=None)
 @given(widths(), st.integers(1, 4), st.integers(1, 8))
 def test_rotation_with_the_opposite_angle_is_its_gradient(tokens: int, heads: int, half: int) -> None:
     x, rotated, found = (doubles(tokens, heads, 2 * half) for _ in range(3))
@@ -102,7 +99,7 @@ def test_dropout_drops_its_share_and_repeats_itself() -> None:
     assert (dropped & other).float().mean().item() == pytest.approx(0.0025, abs=0.0005)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.integers(1, 5).map(lambda blocks: 64 * blocks),
     st.integers(1, 40),
@@ -122,7 +119,6 @@ def test_dequantised_values_are_those_of_bitsandbytes(
     assert (out[:, columns:] == 7).all()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9))
 def test_loss_of_the_head_and_its_gradient(rows: int, chunk: int) -> None:
     hidden, norm, weight = doubles(rows, 8).requires_grad_(), doubles(8), doubles(30, 8)
@@ -138,7 +134,6 @@ def test_loss_of_the_head_and_its_gradient(rows: int, chunk: int) -> None:
     assert_close(gradient, wanted)
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.sampled_from([None, 1, 3, 100]))
 def test_attention_stays_inside_documents_and_window(lengths: list[int], window: int | None) -> None:
     tokens = sum(lengths)
@@ -197,7 +192,7 @@ def plain_layer(layer: DecoderLayer, x: torch.Tensor, pack: Pack) -> torch.Tenso
     return middle + plain_projection(layer.down, functional.silu(gate) * up, drops[3])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.sampled_from(["llama", "qwen2", "phi3"]),
     LENGTHS,

@@ -124,7 +124,7 @@ piece = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.lists(piece, max_size=8).map("".join))
 @pytest.mark.parametrize("name", FAST)
 def test_any_text(name: str, templates: dict[str, Template], text: str) -> None:

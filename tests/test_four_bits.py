@@ -52,7 +52,7 @@ def _midpoints() -> torch.Tensor:
     return ((values[:-1] + values[1:]) / 2).double()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=12),
     repeat=st.integers(1, 40),

@@ -43,7 +43,7 @@ def rouge_l() -> Any:
     return metrics.load(scoring.METRICS / "rouge_l.py")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pairs=st.lists(st.tuples(words, words), min_size=1, max_size=20))
 def test_rouge_l_is_the_longest_common_subsequence(rouge_l: Any, pairs: list[tuple[list[str], list[str]]]) -> None:
     predictions, references = ([" ".join(pair[side]) for pair in pairs] for side in (0, 1))
@@ -96,7 +96,7 @@ def test_nothing_sampled() -> None:
     assert (block["held_out"]["labels"], block["held_out"]["numbers"]) == (None, None)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(st.text(max_size=30), st.floats(-1e6, 1e6)), min_size=1, max_size=4))
 def test_any_completion_has_finite_errors(pairs: list[tuple[str, float]]) -> None:
     completions = [text for text, _ in pairs] + ["9" * 10_000, "1e999", "-1e300", "٣"]
@@ -130,7 +130,6 @@ def test_bleu_is_that_of_sacrebleu(predictions: list[str], references: list[str]
     assert len(found["counts"]) == len(predictions)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), min_size=1, max_size=6))
 def test_bleu_of_any_text_is_a_share(pairs: list[tuple[str, str]]) -> None:
     counts = [bleu.count(*pair) for pair in pairs]

@@ -177,7 +177,7 @@ def test_published_topologies_are_accepted() -> None:
     assert not topologies.accepts("SHORT_DEG2", EXAMPLES[0][1], EXAMPLES[0][2])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_checker_agrees_with_the_conditions(data: st.DataObject) -> None:
     """Published topologies with a line removed or one or two positions changed."""

@@ -125,7 +125,7 @@ def test_the_training_programs_fit(
         assert not fits(constraints[flavour], [*ids[:-1], template.end_id])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(program=programs, newline=st.sampled_from(["", "\n"]), flavour=st.sampled_from(FLAVOURS), data=st.data())
 def test_no_accepted_program_is_excluded(
     program: language.Program,

@@ -350,7 +350,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 filled_text = any_text.filter(bool)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=st.lists(st.fixed_dictionaries({"prompt": any_text, "completion": filled_text}), min_size=1, max_size=6),
     name=st.sampled_from(sorted(WRITERS)),
@@ -390,7 +390,7 @@ def elements(content: bytes, block_bytes: int) -> list[bytes]:
         return list(json_array.elements(Path(name) / "a.json", line_formats.ROW_BYTES))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     rows=st.lists(st.recursive(json_values | st.text(), lambda inner: st.dictionaries(st.text(), inner)), max_size=5),
     escaped=st.booleans(),
@@ -407,7 +407,7 @@ def test_any_array_has_its_elements(
     assert [repr(json.loads(row.decode("utf-8", "surrogatepass"))) for row in found] == list(map(repr, rows))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     content=st.lists(st.sampled_from(['[{"a": "', "[", "]", "{", "}", ",", ":", '"', "\\", '"a"', "{}", "1", " ", "é"]))
     .map(lambda parts: "[" + "".join(parts))
@@ -425,7 +425,7 @@ def test_what_is_no_array_is_an_error_or_has_a_bad_row(content: bytes, block_byt
     assert found == wanted if wanted is not None else None in found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(
         st.dictionaries(st.sampled_from(["messages", "text", "prompt", "completion"]), json_values | turns),
@@ -455,7 +455,7 @@ def test_any_json_is_a_sample_or_a_bad_row(rows: list[dict[str, Any]], record: s
             assert all(row[key] == text for key, text in sample.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=st.binary(max_size=80) | st.text(string.printable, max_size=80).map(str.encode))
 def test_any_bytes_are_rows_or_one_error(content: bytes) -> None:
     """Files of every format made of anything: rows that are good or bad, or a CoraxError, and nothing else."""
@@ -470,7 +470,7 @@ def test_any_bytes_are_rows_or_one_error(content: bytes) -> None:
                 assert str(Path(name) / "raw") in str(error)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(["rows.parquet", "file.arrow", "stream.arrow", "rows.feather"]))
 def test_any_damage_is_rows_or_one_error(data: st.DataObject, name: str) -> None:
     """A few bytes of a good binary file are changed: Arrow's offsets and lengths are not believed."""
@@ -492,7 +492,7 @@ def test_any_damage_is_rows_or_one_error(data: st.DataObject, name: str) -> None
             assert str(Path(folder) / "raw") in str(error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.lists(st.lists(any_text, min_size=2, max_size=2), min_size=1, max_size=5),
     style=st.sampled_from([("\n", csv.QUOTE_ALL), ("\r\n", csv.QUOTE_MINIMAL)]),

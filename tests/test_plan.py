@@ -32,7 +32,7 @@ from corax.tokens import ROW_GROUP_ROWS, SCHEMA
 
 Lengths = npt.NDArray[np.int64]
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=400).map(lambda values: np.array(values, np.int64))
-SETTINGS = settings(deadline=None, max_examples=150)
+SETTINGS = settings(max_examples=150)
 
 
 def specified_lengths(count: int, seed: int = 0) -> Lengths:
@@ -143,7 +143,7 @@ def places(row: dict[str, Any]) -> list[tuple[int, int]]:
 SHARDS = st.lists(st.lists(st.integers(1, 100), max_size=40), min_size=1, max_size=8).filter(any)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=SHARDS,
     block=st.integers(1, 100),

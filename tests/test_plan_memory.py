@@ -355,7 +355,7 @@ def test_refusal_where_nothing_fits() -> None:
         fit.check(huge)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     name=st.sampled_from(["llama-3-8b", "qwen2.5-7b", "phi-3-medium"]),
     gigabytes=st.floats(8, 150),

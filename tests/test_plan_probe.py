@@ -92,7 +92,7 @@ def test_the_longest_packs_are_tried(prepared: Prepared, packs: Packs, plan: dic
     assert watched.targets[1] == packs.target_tokens.max()
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(kept=st.one_of(st.none(), st.integers(0, 40)), dequantised=st.booleans(), fast=st.booleans())
 def test_out_of_memory_is_one_line_with_advice(
     prepared: Prepared, packs: Packs, plan: dict[str, Any], kept: int | None, dequantised: bool, fast: bool

@@ -158,13 +158,11 @@ def test_program_text_is_never_executed(attack: str, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@settings(deadline=None)  # the first example compiles
 @given(programs)
 def test_every_program_survives_writing_and_reading(program: Program) -> None:
     assert language.parse(language.to_text(program)) == program
 
 
-@settings(deadline=None)
 @given(programs, st.randoms())
 def test_the_packed_form_ignores_order(program: Program, random: object) -> None:
     def shuffled(lines: tuple[Line, ...]) -> tuple[Line, ...]:
@@ -225,13 +223,12 @@ def assert_read_or_refused(text: str) -> None:
             language.ill_formed(language.edges(program, size), language.vertices(size))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=500))
 def test_random_text_never_raises_anything_else(text: str) -> None:
     assert_read_or_refused(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(mutations)
 def test_mutated_programs_never_raise_anything_else(case: tuple[str, list[tuple[int, int, str]]]) -> None:
     text, edits = case

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from corax import tasks
@@ -219,7 +219,6 @@ def test_a_sample_fails_exactly_where_it_has_a_reason() -> None:
         assert outcome.reaches(targets.SIZES) == (name == "ghz")
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.text(max_size=300))
 def test_any_text_is_judged(text: str) -> None:
     outcome = scoring.judge(text, targets.reference("ghz"))
@@ -237,7 +236,6 @@ lines = st.builds(
 )
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.lists(lines, min_size=1, max_size=20), st.sampled_from(list(targets.CLASSES)))
 def test_fidelities_of_wild_programs_are_shares(text: list[str], name: str) -> None:
     outcome = scoring.judge("\n".join(text), targets.reference(name))

@@ -191,7 +191,7 @@ ring = [f"e({p}+2*N,{(p + 1) % 4}+2*N,{p % 2},{p % 2},1)" for p in range(4)]
 ring_loop = [f"    e({p}+2*ii,{p + 1}+2*ii,{p % 2},{p % 2},1)" for p in range(4)]
 
 
-@settings(max_examples=150, deadline=None)  # the first example compiles
+@settings(max_examples=150)
 @given(
     st.lists(mostly_well_formed, max_size=8),
     st.lists(mostly_well_formed_loops, max_size=6),

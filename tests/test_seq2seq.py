@@ -20,7 +20,6 @@ import stages
 import tiny_t5
 import torch
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
@@ -133,7 +132,6 @@ def test_rows_are_what_encoder_and_decoder_get(prepared: Prepared, template: Tem
 
 
 @given(st.lists(st.sampled_from(["</s>", "<pad>", "<", "/s>", " ", "＜", "film", "\n", "é", "🙂"]), max_size=12))
-@hypothesis_settings(deadline=None)
 def test_text_never_becomes_a_special_token(template: Template, pieces: list[str]) -> None:
     ids = template.prompt_ids("".join(pieces))
     assert ids[-1] == template.end_id

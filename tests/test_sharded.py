@@ -149,7 +149,7 @@ shapes = st.lists(st.integers(0, 5), max_size=3)
 kinds = st.sampled_from(sorted(tensors.DTYPES, key=str))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(content=st.lists(st.tuples(shapes, kinds), max_size=5), ranks=st.integers(1, 7), seed=st.integers(0, 9))
 def test_a_file_is_the_sum_of_its_shares(
     content: list[tuple[list[int], torch.dtype]], ranks: int, seed: int, tmp_path_factory: pytest.TempPathFactory

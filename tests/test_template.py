@@ -80,7 +80,7 @@ def test_text_of_a_sample(flavour: str, folders: dict[str, Path], templates: dic
     assert shown(folders[flavour], ids[prompt_length:]) == "C" + EXPECTED[flavour].rpartition("C")[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_any_text_is_text(flavour: str, templates: dict[str, Template], data: st.DataObject) -> None:

@@ -76,7 +76,7 @@ def gradients(tuned: Any) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("method", VIRTUAL_TOKENS)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7).filter(lambda lengths: max(lengths) > 1))
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_loss_logits_and_gradient_are_those_of_the_samples_alone(method: str, lengths: list[int]) -> None:
     rows = pack(lengths, seed=len(lengths))
     ours, reference = engine(method), model(method)

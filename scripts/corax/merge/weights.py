@@ -114,8 +114,8 @@ def write_merged(
     changed = [tensor for tensor in tensors if tensor.name in changing]
     adapter = read_header(lora)
     numbers = PIECE // len(outputs)
-    most = max([numbers, *(_rows(tensor, numbers) * tensor.shape[1] for tensor in changed)])
-    buffer = Buffer(4 * len(outputs) * most)
+    most = max((_rows(tensor, numbers) * tensor.shape[1] for tensor in changed), default=0)
+    buffer = Buffer(4 * max(PIECE, len(outputs) * most))
 
     def prepare(tensor: Stored) -> Change:
         bases = [seen[tensor.name](tensor) if tensor.name in seen else None for seen in outputs.values()]

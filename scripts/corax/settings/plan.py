@@ -14,10 +14,11 @@ TRAIN_KEYS = (
     "fsdp",
     "gradient_checkpointing",
     "layers_kept",
+    "llm_int8_threshold",
     "optim",
     "threads",
 )
-"""The keys of TrainSettings that memory and time depend on; a change of any other leaves the plan as it is."""
+"""The keys of TrainSettings that memory, time and refusals depend on; a change of any other leaves the plan as it is."""
 
 
 class PlanSettings(Settings):

@@ -18,7 +18,7 @@ TRAIN_KEYS = (
     "optim",
     "threads",
 )
-"""The keys of TrainSettings that memory, time and refusals depend on; a change of any other leaves the plan as it is."""
+"""The keys of TrainSettings that memory, time and refusals depend on; a change of another leaves the plan as it is."""
 
 
 class PlanSettings(Settings):

@@ -25,6 +25,7 @@ from corax.settings.tuning import TuningSettings
 from corax.train.adapter import add_adapter
 from corax.train.engine import make_engine
 from corax.train.packs import flatten
+from corax.train.rows import PADDING
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
@@ -454,6 +455,10 @@ def test_small_models_wait_for_the_host() -> None:
         run = training("smollm2-135m", layers_kept=30, dequantised_base=dequantised)
         assert speed.seconds_per_pack(run, 2048, 1024, 300) == pytest.approx(seconds)
     assert speed.seconds_per_pack(run, 262_144, 131_072, 300) > 0.5
+
+
+def test_rows_are_planned_with_the_padding_that_they_get() -> None:
+    assert general.PADDING == PADDING
 
 
 @pytest.mark.parametrize(("method", "seconds"), [("lora", 0.24), ("full", 0.115)])

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from corax.download.files import DOCUMENTS
 from corax.errors import CoraxError
 from corax.settings.detokenize import Format
 
@@ -19,7 +20,7 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
 }
 WEAK: tuple[Format, ...] = ("text", "json")
 """Formats of files that are data only where no other lies: beside it they are notes, vocabularies and the like."""
-DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json", "README*", "LICENSE*", "NOTICE*")
+DESCRIPTIONS = ("manifest.json", "dataset_info.json", "dataset_infos.json", *DOCUMENTS)
 """Files about data: our own manifest, and what is found beside data on hubs."""
 
 

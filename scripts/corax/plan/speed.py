@@ -85,10 +85,11 @@ def general_seconds(training: Training, tokens: float, targets: float, document:
     seconds = _product_seconds(training, tokens, targets, document, learn)
     host = 0.0
     if training.device.name != "cpu":
-        passes = training.model.blocks * _passes(training, learn)[1]
+        _, passes = _passes(training, learn)
         moved = _moved_bytes(training, tokens, targets, learn)
-        seconds += moved / (GENERAL_SHARE * training.device.bandwidth) + GENERAL_PASS_SECONDS * passes
-        host = _passes(training, learn)[1] * _general_host_seconds(training)
+        seconds += moved / (GENERAL_SHARE * training.device.bandwidth)
+        seconds += GENERAL_PASS_SECONDS * training.model.blocks * passes
+        host = passes * _general_host_seconds(training)
     return max(seconds, host, _exchange_seconds(training, learn))
 
 
@@ -134,7 +135,7 @@ def _product_seconds(training: Training, tokens: float, targets: float, document
 
 def _moved_bytes(training: Training, tokens: float, targets: float, learn: bool) -> float:
     """What kernels beside the products read and write, backward twice what they do forward."""
-    model, adapted = training.model, []
+    model = training.model
     hidden, rotated, inner = BLOCK_BYTES
     block = hidden * model.hidden + rotated * (model.attention + model.keys) + inner * model.intermediate
     _, passes = _passes(training, learn)

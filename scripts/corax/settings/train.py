@@ -36,7 +36,7 @@ class TrainSettings(Settings):
     max_grad_norm: Float = Field(1.0, gt=0)
     """Gradients are scaled down to at most this L2 norm."""
     bits: Annotated[Literal[4, 8, 16], BeforeValidator(to_number)] = 4
-    """Bits of the frozen base's linear layers: 4 (QLoRA), 8 (LLM.int8) or 16 (compute type)."""
+    """Bits of the frozen base's linear layers: 4 (QLoRA), 8 (LLM.int8, arXiv 2208.07339) or 16 (the compute type)."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """4-bit data type of the frozen base."""
     bnb_4bit_use_double_quant: bool = True

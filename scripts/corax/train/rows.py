@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from corax.train.attention import Documents
 from corax.train.packs import Batch
@@ -45,8 +44,3 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
             groups.append([sample])
             tokens = lengths[sample]
     return groups
-
-
-def padded(rows: Sequence[torch.Tensor], value: int = 0) -> torch.Tensor:
-    """The rows as one batch, filled on the right; on the host that takes a GPU fewer calls."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=value)

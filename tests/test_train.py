@@ -13,7 +13,6 @@ from prepared import PLAN_OPTIONS, Prepared
 
 from corax.artifact import open_artifact, read_manifest
 from corax.errors import CoraxError
-from corax.lock import lock
 from corax.settings.lora import LoraSettings
 from corax.settings.train import TrainSettings
 from corax.settings.tuning import TuningSettings
@@ -154,15 +153,6 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path) is None
-
-
-def test_two_processes_cannot_train_the_same_run(tmp_path: Path) -> None:
-    with (
-        lock(tmp_path),
-        pytest.raises(CoraxError, match="another process is working"),
-        lock(tmp_path),
-    ):
-        pass
 
 
 def test_training_learns_and_writes_what_is_promised(reference: Path, prepared: Prepared) -> None:

@@ -46,7 +46,7 @@ def workspace(repository: Path) -> Iterator[Path]:
     """
     images = repository.resolve() / "containers"
     prefix = f"corax-images-{hashlib.sha256(bytes(images)).hexdigest()[:8]}-"
-    with lock(images, ".lock", "images are being built here already; wait for that to end"):
+    with lock(images, ".lock", "images are being built here already; wait for that to end", patience=0):
         for abandoned in images.glob(".*.tmp"):
             abandoned.unlink()
         for abandoned in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

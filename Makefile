@@ -2,7 +2,7 @@
 # make test    the tests
 # make test-presets   every file of presets/: its jobs at full size, and its whole workflow with tiny models
 # make test-pytheus   our states against the simulator of the quantum task's paper
-# make test-resume    kills, signals and damaged checkpoints, then the same adapter (half an hour)
+# make test-resume    kills, signals and damaged checkpoints, then the same adapter (ten minutes)
 # make bench-data     speed, memory and packing of the data stages (ROWS=1000000)
 # make bench-million  a million rows through the data stages, and every text there and back
 # make lint    format, style, types and the workflow's own checks

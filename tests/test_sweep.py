@@ -59,6 +59,15 @@ def test_models_and_words() -> None:
         ({"train.learning_rate": [1e-3, "1e-3"]}, "a value is given twice, found lr1e-3, lr1e-3"),
         ({"r": [16]}, "runs.chat.sweep.r: allowed: model, dataset, or a section and its key, such as lora.r"),
         ({"lora.r.x": [16]}, "runs.chat.sweep.lora.r.x: allowed: model, dataset"),
+        ({"dataset.shards": [1, 2]}, "runs.chat.sweep.dataset.shards: allowed: model, dataset, or a section"),
+        (
+            {"train.layers_kept": [None, 4]},
+            "sweep.train.layers_kept.0: a number, a text, true or false is allowed, found None",
+        ),
+        (
+            {"lora.target_modules": [["q_proj"]]},
+            "sweep.lora.target_modules.0: a number, a text, true or false is allowed",
+        ),
         ({"lora.rank": [16]}, "runs.chat-rank16.lora.rank: unknown key"),
         ({"lorra.r": [16]}, "runs.chat-r16.lorra: unknown key"),
         ({"lora.r": ["many"]}, "runs.chat-r-many.lora.r: input should be a valid integer"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from corax import sweep, tasks, vocabulary
 from corax.errors import CoraxError
@@ -28,6 +28,16 @@ from corax.settings.tuning import BESIDE, NEW_TOKENS, TuningSettings, conflict, 
 
 ROLES = {"prompt_header": "user", "completion_header": "assistant"}
 """Who says prompts and completions, other than those of the quantum task."""
+
+
+def _single(value: Any) -> Any:
+    """A value as it is; without this each of the kinds that it might be would say that it is none of them."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"a number, a text, true or false is allowed, found {value!r}")
+    return value
+
+
+Single = Annotated[bool | int | float | str, BeforeValidator(_single)]
 
 
 class Dataset(Settings):
@@ -92,7 +102,7 @@ class Run(Settings):
     """Evaluation by lm-evaluation-harness, if it names task files."""
     gguf: GgufSettings = GgufSettings()
     """Export to GGUF, if it names a type."""
-    sweep: dict[str, Annotated[list[bool | int | float | str], Field(min_length=1)]] = {}
+    sweep: dict[str, Annotated[list[Single], Field(min_length=1)]] = {}
     """A grid: values to try for `model`, `dataset` or section.key, such as lora.r. The run becomes one run for each
     combination, named after its values."""
 

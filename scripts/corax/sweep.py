@@ -49,7 +49,7 @@ def _with(run: dict[str, Any], path: str, value: Any, where: str) -> dict[str, A
     section, _, key = path.rpartition(".")
     if not section and key in ("model", "dataset"):
         return {**run, key: value}
-    if not section or "." in section:
+    if not section or "." in section or section in ("model", "dataset"):
         raise CoraxError(f"{where}: allowed: model, dataset, or a section and its key, such as lora.r")
     return {**run, section: {**(run.get(section) or {}), key: value}}
 

@@ -243,14 +243,23 @@ def folders(manifests):
 FORGOTTEN = {}
 
 
+def manifests(root):
+    """The manifests below a folder, without those of hidden folders: jobs that run are writing or removing these."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder, name) for name in files if name.endswith("manifest.json"))
+
+
 def forget_incomplete(root="results"):
     """Remove manifests that are damaged or whose files are gone or cut: Snakemake makes those artifacts again."""
-    for path in Path(root).rglob("*manifest.json"):
+    for path in manifests(root):
         try:
-            problem = artifact.missing_file(artifact.read_manifest(path))
+            manifest = artifact.read_manifest(path)
+            is_plan = manifest.content["stage"] == "plan"  # small, and Snakemake itself reads it: `planned`
+            problem = artifact.damage(path.parent) if is_plan else artifact.missing_file(manifest)
         except CoraxError as error:
             problem = str(error)
-        if problem:
+        if problem and path.is_file():
             print(f"{problem}; it will be made again", file=sys.stderr)
             FORGOTTEN[path] = path.read_bytes(), path.stat().st_mtime_ns
             path.unlink()

@@ -10,7 +10,7 @@ rule detokenize:
     output:
         "results/datasets/{dataset}/text/{shard}/manifest.json",
     log:
-        "logs/detokenize/{dataset}-{shard}.log",
+        "logs/detokenize/{dataset}/{shard}.log",
     group:
         "data"
     container:

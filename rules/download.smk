@@ -33,7 +33,7 @@ rule download_data:
     output:
         "results/datasets/{dataset}/raw/{shard}/manifest.json",
     log:
-        "logs/download/{dataset}-{shard}.log",
+        "logs/download/{dataset}/{shard}.log",
     wildcard_constraints:
         dataset=one_of(DOWNLOADED),
     container:

@@ -13,7 +13,7 @@ rule generate:
     output:
         "results/datasets/{dataset}/raw/{shard}/manifest.json",
     log:
-        "logs/generate/{dataset}-{shard}.log",
+        "logs/generate/{dataset}/{shard}.log",
     wildcard_constraints:
         dataset=one_of(GENERATED),
     group:

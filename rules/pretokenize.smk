@@ -10,7 +10,7 @@ rule pretokenize:
     output:
         "results/datasets/{dataset}/tokens/{model}/{shard}/manifest.json",
     log:
-        "logs/pretokenize/{dataset}-{model}-{shard}.log",
+        "logs/pretokenize/{dataset}/{model}/{shard}.log",
     group:
         "data"
     container:

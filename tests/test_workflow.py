@@ -267,6 +267,51 @@ def test_a_file_missing_in_an_artifact_is_noticed(finished: Path, name: str) -> 
                 path.write_bytes(content)
 
 
+def test_a_plan_with_a_flipped_byte_is_made_again(finished: Path) -> None:
+    """Snakemake itself reads it, for the job's memory and time."""
+    plan = finished / "results/runs/demo/plan/plan.json"
+    content = plan.read_bytes()
+    with kept_times(finished / "results"):
+        plan.write_bytes(b"[" + content[1:])
+        try:
+            assert planned(finished) == set(RUN_STAGES)
+        finally:
+            plan.write_bytes(content)
+
+
+def test_what_a_running_job_writes_is_left_alone(finished: Path) -> None:
+    """A dry run meanwhile; half a manifest is what it may see of an artifact that is being written."""
+    unfinished = finished / "results/runs/demo/.merged.host-1-ab.tmp"
+    unfinished.mkdir()
+    manifest = unfinished / "manifest.json"
+    manifest.write_text('{"stage": "mer')
+    before = manifest.stat().st_ino
+    try:
+        result = snakemake(finished, "--dry-run")
+        assert "Nothing to be done" in result.stdout + result.stderr
+        assert "will be made again" not in result.stderr
+        assert manifest.stat().st_ino == before
+    finally:
+        shutil.rmtree(unfinished)
+
+
+def test_every_job_has_a_log_of_its_own(tmp_path: Path) -> None:
+    """Names that are the same, once they are joined by dashes."""
+    config = json.loads(json.dumps(CONFIG))
+    tiny.model_folder(tmp_path / "tiny-model", flavour="chatml")
+    for name in ("c", "b-c", "a-000"):
+        config["models"][name] = config["models"]["tiny"]
+    for name in ("a", "a-b"):
+        config["datasets"][name] = config["datasets"]["quantum"]
+    for dataset, model in (("a", "b-c"), ("a-b", "c"), ("a", "a-000")):
+        config["runs"][f"{dataset}-{model}"] = {**config["runs"]["demo"], "model": model, "dataset": dataset}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    result = snakemake(tmp_path, "--dry-run")
+    logs = re.findall(r"^ *log: (\S+)", result.stdout + result.stderr, re.MULTILINE)
+    assert result.returncode == 0 and len(logs) > 30
+    assert len(set(logs)) == len(logs)
+
+
 def test_a_job_that_was_interrupted_is_run_again_without_an_option(finished: Path) -> None:
     """Snakemake's own mark of an output whose job did not end, as Ctrl-C leaves it."""
     name = base64.b64encode(b"results/runs/demo/merged/manifest.json").decode()

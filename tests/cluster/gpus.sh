@@ -185,7 +185,7 @@ run() {
         cp "$FOLDER/results/runs/$name/adapter/metrics.jsonl" "$OUTPUT/$name.jsonl" || true
     done
     cp "$FOLDER"/results/runs/whole/{plan/plan.json,evaluation.json} "$OUTPUT/" || true
-    tail -n 5 "$FOLDER"/logs/*/*.log
+    find "$FOLDER/logs" -name "*.log" -exec tail -n 5 {} +
     (cd "$FOLDER" && "$ROOT/venv/bin/python" "$USER_HOME/corax/scripts/verify.py") || status=$?
     return "$status"
 }

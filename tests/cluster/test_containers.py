@@ -143,7 +143,7 @@ def test_a_changed_byte_of_a_lock_reruns_exactly_its_rules(
 def test_the_logged_command_pasted_gives_the_same_bytes(account: Account, contained: Path, stage: str) -> None:
     # After the tests that plan nothing to be done: what it writes is newer than what depends on it.
     log, output = {
-        "generate": ("generate/quantum-000.log", "results/datasets/quantum/raw/000/train.h5"),
+        "generate": ("generate/quantum/000.log", "results/datasets/quantum/raw/000/train.h5"),
         "evaluate": ("evaluate/demo.log", "results/runs/demo/evaluation.json"),
     }[stage]
     first = (contained / "logs" / log).read_text().splitlines()[0]

@@ -6,7 +6,7 @@
 # make bench-data     speed, memory and packing of the data stages (ROWS=1000000)
 # make bench-million  a million rows through the data stages, and every text there and back
 # make lint    format, style, types and the workflow's own checks
-# make check   say what is missing before jobs are submitted to a cluster
+# make check   say what is missing before jobs are submitted to a cluster (CONFIG="presets/raven.yaml mine.yaml")
 # make slurm-setup    make `snakemake --profile slurm` find profiles/slurm and its executor
 # make test-cluster   Apptainer and a real one-node Slurm on this machine (as root), and the workflow in them
 # make bench-evaluate    fidelities of programs against pytheusQ, and bench-merge

@@ -62,6 +62,13 @@ def test_a_wrong_configuration_is_one_line(folder: Path) -> None:
     assert "config.yaml: " in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_preset_and_a_file_of_the_sites_own(folder: Path) -> None:
+    (folder / "mine.yaml").write_text("runs: {run: {lora: {r: 0}}}\n")
+    done = stages.run("check", "--configfile", "config.yaml", "mine.yaml")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: config.yaml, mine.yaml: runs.run.lora.r: ")
+
+
 def test_space_for_models(folder: Path) -> None:
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     with (folder / "model" / "model.safetensors").open("wb") as file:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from corax import config
 from corax.errors import CoraxError
@@ -186,6 +187,19 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, make: Callable[[
         config.load(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_second_file_changes_the_first_as_snakemake_merges_them(tmp_path: Path) -> None:
+    texts = [VALID, "datasets: {data: {generate: {configurations: [LONG_DEG1_2D_UNWEIGHTED_6-6-6]}}}\n"]
+    texts += ["runs:\n  demo: {lora: {r: 4}}\n  other: {model: tiny, dataset: data, sweep: {lora.r: [1, 2]}}\n"]
+    merged: dict[str, Any] = {}
+    paths = [tmp_path / f"{number}.yaml" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+        update_config(merged, yaml.safe_load(text))
+    loaded = config.load(*paths)
+    assert loaded == config.check(merged)
+    assert (list(loaded.runs), loaded.runs["demo"].lora.r) == (["demo", "other-r1", "other-r2"], 4)
 
 
 def test_a_checked_configuration_is_constant() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,9 +197,21 @@ def check(values: Mapping[str, Any], origin: str = "config.yaml") -> Config:
     return config
 
 
-def load(path: Path) -> Config:
-    """The configuration in a YAML file; raises CoraxError as `read` and `check` do."""
-    return check(read(path), str(path))
+def load(*paths: Path) -> Config:
+    """The configuration in YAML files, of which each changes what those before say, as Snakemake merges them.
+
+    Raises CoraxError as `read` and `check` do.
+    """
+    values: dict[str, Any] = reduce(_merged, map(read, paths))
+    return check(values, ", ".join(map(str, paths)))
+
+
+def _merged(values: Any, changes: Any) -> Any:
+    """The values with the changes: mappings key by key, anything else as a whole."""
+    if not isinstance(changes, Mapping):
+        return changes
+    before = values if isinstance(values, Mapping) else {}
+    return {**before, **{key: _merged(before.get(key), change) for key, change in changes.items()}}
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 REPOSITORY = Path(workflow.basedir)
 ROOT = "" if REPOSITORY == Path.cwd() else f"{REPOSITORY}/"
+if not re.fullmatch(r"[\w@%+=:,./~-]*", ROOT):  # jobs name its files on their command lines
+    sys.exit(f"error: {REPOSITORY}: a shell would split this path; run Snakemake in this folder, or move it")
 
 sys.path.insert(0, f"{REPOSITORY}/scripts")
 

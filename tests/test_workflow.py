@@ -346,6 +346,16 @@ def test_a_wrong_configuration_stops_before_any_job(
         write_config(finished)
 
 
+@pytest.mark.parametrize("name", ["two words", "o'brien"])
+def test_a_repository_that_no_job_could_name_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(stages.REPOSITORY)
+    snakefile = tmp_path / name / "Snakefile"
+    program = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--dry-run"]
+    result = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=stages.environment())
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path / name}: ")
+
+
 def test_a_tab_is_named_with_its_line(tmp_path: Path) -> None:
     """In the default configuration; in that of --configfile Snakemake's own error comes first, without a line."""
     (tmp_path / "config.yaml").write_text("models:\n  tiny:\n\tsource: local\n")

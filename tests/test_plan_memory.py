@@ -1,6 +1,7 @@
 """The plan's estimates against published, measured and counted figures."""
 
 import json
+import re
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plan_trainings import CONFIGS, described, sizes, training
 from safetensors.numpy import save_file
@@ -19,8 +20,13 @@ from corax import hardware
 from corax.errors import CoraxError
 from corax.plan import architectures, devices, fast, fit, general, memory, model, speed, states
 from corax.plan.devices import GB, Device
+from corax.plan.packing import pack_epoch
 from corax.plan.schedule import Part
+from corax.settings import tuning as tuning_settings
+from corax.settings.base import parse
 from corax.settings.lora import LoraSettings
+from corax.settings.plan import PlanSettings
+from corax.settings.train import TrainSettings
 from corax.settings.tuning import TuningSettings
 from corax.train.adapter import add_adapter
 from corax.train.engine import make_engine
@@ -347,6 +353,82 @@ def test_refusal_with_fast_layers_says_how_many_to_keep() -> None:
 def test_refusal_of_full_fine_tuning_names_lora() -> None:
     with pytest.raises(CoraxError, match=r"tuning.method=lora with"):
         fit.check(training("starcoder", method="full"))
+
+
+@settings(max_examples=200)
+@example("phi-3-medium", "a100-40gb", 1, "lora", "default", 16, "adamw_torch", False, True, "1024", 0.05)
+@given(
+    name=st.sampled_from(["llama-3-8b", "gemma-2-9b", "t5-base"]),
+    device=st.sampled_from(["cpu", "a100-40gb"]),
+    ranks=st.sampled_from([1, 4]),
+    method=st.sampled_from(["lora", "full", "prefix_tuning"]),
+    start=st.sampled_from(["default", "pissa", "loftq"]),
+    bits=st.sampled_from([4, 8, 16]),
+    optim=st.sampled_from(["adamw_torch", "adamw_8bit"]),
+    fsdp=st.booleans(),
+    packing=st.booleans(),
+    max_length=st.sampled_from(["1024", "4096", "32768"]),
+    share=st.sampled_from([0.05, 0.95]),
+)
+def test_what_would_fit_is_allowed_and_fits(
+    name: str,
+    device: str,
+    ranks: int,
+    method: str,
+    start: str,
+    bits: int,
+    optim: str,
+    fsdp: bool,
+    packing: bool,
+    max_length: str,
+    share: float,
+) -> None:
+    """What a refusal proposes, planned with the packs that it leads to; a tenth of the samples are mostly targets."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(100, 1000, 2000)
+    targets = (lengths * np.where(random.random(2000) < 0.1, 0.95, share)).astype(np.int64)
+
+    def planned(changes: list[str]) -> memory.Training:
+        texts = {
+            "plan": {"device": device, "devices": str(ranks), "packing": str(packing), "max_length": max_length},
+            "lora": {"r": "64", "init_lora_weights": start},
+            "tuning": {"method": method},
+            "train": {"bits": str(bits), "optim": optim, "fsdp": str(fsdp), "eval_steps": "1"},
+        }
+        for change in changes:
+            section, key, value = re.split("[.=]", change)
+            texts[section][key] = value
+        models: dict[str, Any] = {
+            "plan": PlanSettings,
+            "lora": LoraSettings,
+            "tuning": TuningSettings,
+            "train": TrainSettings,
+        }
+        found: dict[str, Any] = {key: parse(models[key], given, strings=True) for key, given in texts.items()}
+        plan = found.pop("plan")
+        tuning_settings.check(
+            found["tuning"], found["lora"], found["train"], plan.packing, plan.devices, name == "t5-base"
+        )
+        packs = pack_epoch(lengths, plan.max_length, plan.packing, 0, 0)
+        wanted = memory.Training(
+            model=described(name),
+            device=devices.get(plan.device, plan.devices, 2),
+            ranks=plan.devices,
+            tokens=int(packs.totals(lengths).max()),
+            targets=int(packs.totals(targets).max()),
+            longest_sample=int(lengths.max()),
+            samples=int(np.diff(packs.offsets).max()),
+            **found,
+        )
+        return fit.decide(wanted)
+
+    try:
+        tight = planned([])
+        fit.check(tight)
+    except CoraxError as error:
+        for option in str(error).partition("what would fit: ")[2].split("; "):
+            if "=" in option:
+                fit.check(planned(re.findall(r"[a-z]+\.\w+=[^\s,;]+", option)))
 
 
 def test_refusal_where_nothing_fits() -> None:

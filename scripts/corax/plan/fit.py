@@ -1,6 +1,5 @@
 """Whether training fits the device, what the plan decides so that it does, and what would fit if it does not."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,6 +7,7 @@ from corax.errors import CoraxError
 from corax.plan import fast, general, states
 from corax.plan.devices import GB, GPUS
 from corax.plan.memory import Component, Training, total
+from corax.settings import tuning as tuning_settings
 
 
 def estimate(training: Training) -> list[Component]:
@@ -58,7 +58,7 @@ def check(training: Training) -> None:
 
 
 def _what_fits(training: Training) -> Iterator[str]:
-    """Changes of one or two settings with which the estimate fits, each with its need."""
+    """Changes of a few settings that go together and with which the estimate fits, each with its need."""
     least = _with(training, gradient_checkpointing=True)
     how = "train.gradient_checkpointing=true"
     if not fast.unsupported(training):
@@ -72,17 +72,31 @@ def _what_fits(training: Training) -> Iterator[str]:
         {f"plan.max_length={length}": _shorter(training, length) for length in lengths},
         {f"lora.r={r}": replace(training, lora=training.lora.model_copy(update={"r": r})) for r in ranks},
         {f"{how} with plan.max_length={length}": _shorter(least, length) for length in lengths},
-        {f"train.bits={bits}": _with(training, bits=bits) for bits in (8, 4) if bits < training.train.bits},
+        _fewer_bits(training),
         _divided(training),
-        {f"tuning.method=lora with {how}": _lora(least)} if _is_full(training) else {},
+        _lora(least, how) if _is_full(training) else {},
         {f"plan.device={name}": replace(training, device=device) for name, device in GPUS.items()},
     ]
     for family in families:
         for change, changed in family.items():
-            needed = total(estimate(changed))
-            if needed <= changed.device.memory:
+            needed = total(estimate(decide(changed)))
+            if needed <= changed.device.memory and _is_allowed(changed):
                 yield f"{change} ({needed / GB:.1f} GB)"
                 break
+
+
+def _is_allowed(training: Training) -> bool:
+    """Whether these settings go together. About packing, which 8 bits may exclude: see `_fewer_bits`."""
+    conflict = tuning_settings.conflict(training.tuning, training.lora, training.train, packing=False)
+    has_encoder = bool(training.model.config.get("is_encoder_decoder"))
+    return not (conflict or tuning_settings.undividable(training.train, training.ranks, has_encoder))
+
+
+def _fewer_bits(training: Training) -> dict[str, Training]:
+    """A smaller base; 8 bits without what packs of several samples exclude."""
+    eight = "train.bits=8 with train.llm_int8_threshold=0"
+    changes = {eight: _with(training, bits=8, llm_int8_threshold=0.0), "train.bits=4": _with(training, bits=4)}
+    return {change: changed for change, changed in changes.items() if changed.train.bits < training.train.bits}
 
 
 def _is_full(training: Training) -> bool:
@@ -101,10 +115,13 @@ def _divided(training: Training) -> dict[str, Training]:
     }
 
 
-def _lora(training: Training) -> Training:
-    """The same with LoRA on the frozen base."""
-    tuning = training.tuning.model_copy(update={"method": "lora"})
-    return replace(_with(training, fsdp=False), tuning=tuning)
+def _lora(least: Training, how: str) -> dict[str, Training]:
+    """The same with LoRA on the frozen base in 4 bits."""
+    change = f"tuning.method=lora with {how}"
+    change += " with train.bits=4" if least.train.bits != 4 else ""
+    change += " with train.fsdp=false" if least.train.fsdp else ""
+    tuning = least.tuning.model_copy(update={"method": "lora"})
+    return {change: replace(_with(least, bits=4, fsdp=False), tuning=tuning)}
 
 
 def _with(training: Training, **changes: object) -> Training:
@@ -121,6 +138,5 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def _shorter(training: Training, length: int) -> Training:
-    share = length / training.tokens
-    targets, samples = math.ceil(training.targets * share), math.ceil(training.samples * share)
-    return replace(training, tokens=length, targets=targets, samples=samples)
+    """Packs of `length` tokens; a short one may have as many samples, and as many targets, as the longest of now."""
+    return replace(training, tokens=length, targets=min(training.targets, length))

@@ -351,6 +351,31 @@ def test_model_output_is_text_never_markup(two: Page) -> None:
     assert "script" not in drawn.tags
 
 
+def test_names_of_runs_are_text_and_their_sections_have_ids_of_their_own(results: Path) -> None:
+    names = ["runs", "compared-1", 'a"><script>alert(1)<', r"\1 $x_{1}$"]
+    for rank, name in enumerate(names, 1):
+        report_inputs.write_run(name, rank=rank)
+    shown = Page(report(*names).read_text())
+    assert "script" not in shown.tags
+    ids = [value for key, value in shown.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    assert {f"run-{name}" for name in names} <= set(ids)
+    links = {(value or "")[1:] for key, value in shown.attributes if key in ("href", "xlink:href")}
+    assert links <= set(ids)
+
+
+def test_a_base_that_knows_the_data_already(results: Path) -> None:
+    """A loss that rounds to 0 has no relative change."""
+    path = results / "runs/demo/evaluation.json"
+    content = json.loads(path.read_text())
+    content["held_out"]["base"]["loss"] = 0.0
+    replaced = read_manifest(results / "runs/demo/evaluation.manifest.json")
+    inputs = [Path(item["path"]) for item in replaced.content["inputs"]]
+    with Artifact(path, stage="evaluate", inputs=inputs, settings=replaced.content["settings"], file=True) as artifact:
+        artifact.path.write_text(json.dumps(content))
+    assert "Held-out loss: 0.000 → 0.387 nats per target token. " in Page(report("demo").read_text()).flat
+
+
 def test_solved_classes_look_unlike_those_that_fail_late() -> None:
     def drawn(fidelity: list[float], failure: int) -> str:
         best = {"fidelity": fidelity, "first_failure": failure, "program": "", "sample": 0}

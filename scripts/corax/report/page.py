@@ -41,8 +41,8 @@ def render(runs: list[Run], template: Path) -> str:
     links = {link.path: link for run in runs for link in run.chain}
     return environment.get_template(template.name).render(
         runs=runs,
-        figures={run.name: figures(run) for run in runs},
-        comparisons=[(each, comparison_svg(each)) for each in comparisons(runs)],
+        figures={run.name: figures(run, f"figure-{number}") for number, run in enumerate(runs, 1)},
+        comparisons=[(each, comparison_svg(each, f"comparison-{n}")) for n, each in enumerate(comparisons(runs), 1)],
         differing=list(differing_settings(runs).items()),
         links=list(links.values()),
         stages=stages(links.values()),
@@ -50,21 +50,21 @@ def render(runs: list[Run], template: Path) -> str:
     )
 
 
-def figures(run: Run) -> dict[str, Markup]:
-    """The figures of a run by name."""
+def figures(run: Run, prefix: str) -> dict[str, Markup]:
+    """The figures of a run by name; their ids begin with `prefix`."""
     scores, plan, adapter = run.evaluation.held_out, run.plan, run.adapter
     metrics = [metric.model_dump(exclude_none=True) for metric in run.metrics]
     return {
         "loss": svg(
             loss_figure(metrics),
-            f"{run.name}-loss",
+            f"{prefix}-loss",
             f"Training and validation loss over {run.steps} optimizer steps. The adapter is that of step "
             f"{adapter.written_step}, with a validation loss of {adapter.validation_loss:.3f}.",
         ),
-        "rate": svg(rate_figure(run.metrics), f"{run.name}-rate", "Learning rate over the optimizer steps."),
+        "rate": svg(rate_figure(run.metrics), f"{prefix}-rate", "Learning rate over the optimizer steps."),
         "fidelity": svg(
             fidelity_figure(run.evaluation.task.targets),
-            f"{run.name}-fidelity",
+            f"{prefix}-fidelity",
             f"Fidelity of the best program of each class over the size N: {len(run.fitting)} classes are right for "
             f"N = 0, 1, 2 and {len(run.solved)} for all tested N.",
         )
@@ -72,19 +72,19 @@ def figures(run: Run) -> dict[str, Markup]:
         else Markup(),
         "lengths": svg(
             lengths_figure(plan),
-            f"{run.name}-lengths",
+            f"{prefix}-lengths",
             f"Histogram of the lengths of {sum(plan.lengths.counts)} training samples against a context of "
             f"{plan.max_length} tokens; {scores.samples} held-out samples are evaluated.",
         ),
     }
 
 
-def comparison_svg(comparison: Comparison) -> Markup:
-    """The figure of a comparison; empty where the runs differ in no setting."""
+def comparison_svg(comparison: Comparison, name: str) -> Markup:
+    """The figure of a comparison, its ids begin with `name`; empty where the runs differ in no setting."""
     if not comparison.settings:
         return Markup()
     label = f"Validation loss of {len(comparison.runs)} runs by setting; the lowest is that of {comparison.best.name}."
-    return svg(comparison_figure(comparison), f"{comparison.best.name}-comparison", label)
+    return svg(comparison_figure(comparison), name, label)
 
 
 def stages(links: Iterable[Link]) -> dict[str, int]:

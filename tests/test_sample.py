@@ -321,6 +321,13 @@ def test_the_edge_by_halving_is_the_edge_by_sorting(
     assert inside - zeros == expected - zeros, "0.0 and -0.0 may be on different sides"
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_the_smallest_temperatures_take_the_most_likely_token(temperature: float) -> None:
+    torch.manual_seed(0)
+    logits, stream = 5 * torch.randn(8, 300), torch.rand(8, dtype=torch.float64)
+    assert choose(logits, stream, temperature, 1.0).tolist() == logits.argmax(-1).tolist()
+
+
 def test_ties_at_the_edge_of_the_nucleus_are_all_in_it() -> None:
     logits = torch.tensor([[0.0, 3.0, 0.0, 3.0]]).expand(1000, 4)
     stream = torch.linspace(0, 0.999, 1000).double()

@@ -34,8 +34,8 @@ def choose(
         torch.as_tensor(value, dtype=torch.float64, device=logits.device).to(precision).expand(len(logits))[:, None]
         for value in (temperature, top_p)
     )
-    scaled = logits.to(precision) / heat.masked_fill(heat <= 0, 1.0)
-    weight = (scaled - scaled.amax(-1, keepdim=True)).exp()
+    behind = logits.to(precision) - logits.amax(-1, keepdim=True).to(precision)
+    weight = (behind / heat.masked_fill(heat <= 0, 1.0)).exp()  # 0 behind stays 0 at the smallest temperature
     cumulative = weight.masked_fill(~_nucleus(logits, weight, share), 0.0).cumsum(-1)
     total = cumulative[:, -1:]
     # The product may round up to the total, which is past the last token.

@@ -89,6 +89,15 @@ def test_numbers() -> None:
     assert scoring.score_numbers(["1", "2"], ["1", "two"]) is None
 
 
+def test_no_number_is_no_zero() -> None:
+    """Where the answer is 0 a text without a number has no error, and is not right."""
+    found = scoring.score_numbers(["no idea", "0", "", "0.0"], ["0"] * 4)
+    assert found is not None
+    assert (found["answered"], found["accuracy"], found["within_20_percent"]) == (0.5, 0.5, 0.5)
+    assert (found["absolute_error"], found["relative_error"]) == (0, None)
+    assert found["intervals"] == {"absolute_error": [0, 0], "relative_error": None}
+
+
 def test_nothing_sampled() -> None:
     block = scoring.score([])
     assert block["held_out"]["samples"] == 0

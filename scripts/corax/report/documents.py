@@ -53,7 +53,8 @@ class Numbers(Document):
     accuracy: float
     within_20_percent: float
     absolute_error: float
-    relative_error: float
+    relative_error: float | None
+    """None if every reference is 0."""
     rmsle: float
 
 

@@ -80,27 +80,32 @@ def score_labels(completions: Sequence[str], references: Sequence[str]) -> dict[
 def score_numbers(completions: Sequence[str], references: Sequence[str]) -> dict[str, Any] | None:
     """Accuracy and errors of the first number in each completion; None unless every reference is a number.
 
-    A completion without a number counts as 0. `rmsle` is √mean (ln(1+p) - ln(1+t))², with negative numbers as 0; the
-    relative error leaves out references that are 0 or nearly so.
+    A completion without a number is not equal to its reference, and its error is that of 0. `rmsle` is √mean (ln(1+p) -
+    ln(1+t))², with negative numbers as 0; the relative error leaves out references that are 0 or nearly so, and is None
+    if all are.
     """
     wanted = [_number(text.strip().lstrip(_CURRENCY), whole=True) for text in references]
     if not wanted or None in wanted:
         return None
     truth = np.array(wanted, np.float64)
     read = [_number(text) for text in completions]
+    answered = np.array([number is not None for number in read])
     found = np.array([0.0 if number is None else number for number in read])
     error = np.abs(found - truth)
     divisible = np.abs(truth) >= SMALLEST
     relative = error[divisible] / np.abs(truth[divisible])
     logs = np.log1p(np.maximum(found, 0)) - np.log1p(np.maximum(truth, 0))
     return {
-        "answered": _mean([number is not None for number in read]),
-        "accuracy": _mean((error <= 1e-9 * np.abs(truth)).tolist()),
-        "within_20_percent": _mean((error <= NEAR * np.abs(truth)).tolist()),
+        "answered": _mean(answered.tolist()),
+        "accuracy": _mean((answered & (error <= 1e-9 * np.abs(truth))).tolist()),
+        "within_20_percent": _mean((answered & (error <= NEAR * np.abs(truth))).tolist()),
         "absolute_error": _mean(error.tolist()),
-        "relative_error": _mean(relative.tolist()),
+        "relative_error": _mean(relative.tolist()) if divisible.any() else None,
         "rmsle": math.sqrt(_mean((logs**2).tolist())),
-        "intervals": {"absolute_error": _interval(error.tolist()), "relative_error": _interval(relative.tolist())},
+        "intervals": {
+            "absolute_error": _interval(error.tolist()),
+            "relative_error": _interval(relative.tolist()) if divisible.any() else None,
+        },
     }
 
 

@@ -94,6 +94,7 @@ def main(args: argparse.Namespace) -> None:
             new_tokens=len(manifest.facts.get("new_token_ids", [])),
             packs_per_rank=math.ceil(min(settings.packs_per_step, train_part.packs) / settings.devices),
         )
+        states.check_saved(wanted)
         training = fit.decide(wanted)
         fit.check(training)
         plan = summary.content(settings, training, train_part, validation_part, surveys)

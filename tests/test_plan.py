@@ -410,6 +410,12 @@ def test_demo_data(prepared: Prepared) -> None:
         ({}, ("--plan.max_length", 4), r"--plan.max_length: .*greater than or equal to 8"),
         ({}, ("--plan.device", "abacus"), r"--plan.device: .*'abacus'"),
         ({}, ("--lora.target_modules", "q_prj"), r"lora.target_modules: 'q_prj' names no linear layer"),
+        ({}, ("--lora.modules_to_save", "layernorm"), r"lora.modules_to_save: 'layernorm' names no module"),
+        (
+            {},
+            ("--lora.modules_to_save", "norm", "q_proj"),
+            r"'q_proj' is quantised with train.bits 4.*allowed: embed_tokens, input_layernorm, lm_head, norm, post_at",
+        ),
         (
             {"train": [[2050], [5]]},
             ("--plan.max_length", 4000),

@@ -6,7 +6,7 @@ from math import ceil
 from corax.errors import CoraxError
 from corax.plan import architectures
 from corax.plan.memory import FLOAT32, RUNTIME, Component, Training, part
-from corax.plan.model import Model, lora_parameters
+from corax.plan.model import NOT_QUANTISED, Model, lora_parameters
 from corax.settings.lora import LoraSettings
 from corax.settings.tuning import TuningSettings
 
@@ -151,10 +151,21 @@ def _ia3(name: str, shape: tuple[int, int]) -> int:
     return shape[1] if any(name.endswith(f".{target}") for target in IA3_TARGETS["mlp"]) else 0
 
 
+def check_saved(training: Training) -> None:
+    """Raise CoraxError for a module to save whose weights are quantised, as the training would once it has a GPU."""
+    model, train = training.model, training.train
+    quantised = {linear.rpartition(".")[2] for linear in model.linears}.difference(NOT_QUANTISED.get(model.family, ()))
+    found = quantised.intersection(training.lora.modules_to_save)
+    if found and train.bits < 16 and training.tuning.method == "lora":
+        raise CoraxError(
+            f"lora.modules_to_save: {min(found)!r} is quantised with train.bits {train.bits}, so only an adapter on it "
+            f"can be trained, allowed: {', '.join(sorted(set(model.modules) - quantised))}"
+        )
+
+
 def _saved(model: Model, name: str) -> int:
-    """Weights of the modules that are trained as a whole beside the adapter: those whose name ends so, as in peft."""
-    found = [count for module, count in model.modules.items() if module.endswith(name)]
-    if not found:
+    """Weights of the modules that are trained as a whole beside the adapter: as in peft also those that end so."""
+    if name not in model.modules:
         allowed = ", ".join(sorted(model.modules))
         raise CoraxError(f"lora.modules_to_save: {name!r} names no module of the model, allowed: {allowed}")
-    return sum(found)
+    return sum(count for module, count in model.modules.items() if module.endswith(name))

@@ -31,6 +31,8 @@ FAULTS = {
     "truncate": "a shorter file, its length as sent",
     "corrupt": "one bit flipped",
     "ignore-range": "the whole file, whatever part was asked for",
+    "two-lengths": "the length is given twice in one header, as some proxies do",
+    "ftp": "a redirect to a server of another kind",
 }
 LARGE = 1000
 """Bytes from which on a file lies in the storage (LFS)."""
@@ -226,11 +228,17 @@ class _Handler(BaseHTTPRequestHandler):
         headers = dict(headers or {})
         if fault == "ignore-range":
             start = 0
+        if fault == "ftp":
+            self._send(b"", {"Location": "ftp://127.0.0.1/file"}, 302)
+            return
         if start and start >= len(content):
             self._send(b"", {"Content-Range": f"bytes */{len(content)}"}, 416)
             return
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if fault == "two-lengths":
+            headers["Content-Length"] = f"{len(content) - start}, {len(content) - start}"
+            self.close_connection = True
         self._send(content[start:], headers, 206 if start else 200, cut=fault == "drop")
 
     def _status(self, status: int, code: str = "") -> None:
@@ -240,7 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
             # a client that was killed is no fault of the server

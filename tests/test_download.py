@@ -137,7 +137,7 @@ def test_hub_model(hub: HubServer, model: Path) -> None:
     assert not [path for path in asked if path.endswith((".bin", ".py"))]
 
 
-@pytest.mark.parametrize("fault", ["drop", "truncate", "corrupt", "ignore-range", 500, 503, 429])
+@pytest.mark.parametrize("fault", ["drop", "truncate", "corrupt", "ignore-range", "two-lengths", 416, 500, 503, 429])
 def test_hub_fault_that_passes(hub: HubServer, model: Path, fault: str | int) -> None:
     names = [largest(model), "config.json"]
     for name in names:
@@ -291,6 +291,14 @@ def test_url_with_wrong_sha256(data_hub: HubServer) -> None:
     line = failure(url_source(data_hub, "files/split_data_0.h5", "0" * 64), kind="data")
     assert sha256(H5.read_bytes()).hexdigest() in line
     assert "0" * 64 in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"), [(416, "given up after 3 tries"), ("ftp", "the server answers 302 Found")]
+)
+def test_url_that_answers_strangely(data_hub: HubServer, fault: str | int, expected: str) -> None:
+    data_hub.always["files/split_data_0.h5"] = fault
+    assert expected in failure(url_source(data_hub, "files/split_data_0.h5", "0" * 64), kind="data")
 
 
 def test_url_refused_before_a_byte_is_fetched(data_hub: HubServer) -> None:

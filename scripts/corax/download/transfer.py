@@ -141,16 +141,15 @@ def _transfer(url: str, partial: Path, size: int | None, token: str | None) -> N
         with _open(url, start, token) as response:
             if response.status != 206:
                 start = 0  # the server ignored the range and sends all
-            length = response.headers.get("Content-Length")
-            end = start + int(length) if length else size
+            end = size if response.length is None else start + response.length
             if size is None and end is not None:
                 check_space(partial.parent, end - start)
             with partial.open("ab" if start else "wb") as file:
                 _copy(response, file, start, end, Path(urlsplit(url).path).name)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and size is None:
+        if error.code == 416 and start and size is None:
             return  # nothing is left to send: the hash decides whether what we have is the file
-        if error.code == 416:
+        if error.code == 416 and start:
             raise TransientError(f"the server's file ends before byte {start} of {size}") from None
         if error.code in RETRIED or error.code >= 500:
             raise TransientError(f"the server answers {error.code}") from None
@@ -189,11 +188,13 @@ def _open(url: str, start: int, token: str | None) -> http.client.HTTPResponse:
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but keeps the token from hosts other than the first: a hub redirects to storage."""
+    """Follows redirects over HTTP, but keeps the token from hosts other than the first: a hub redirects to storage."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            return None  # urllib would follow to FTP, whose answers are others
         new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
         if new is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
             new.remove_header("Authorization")

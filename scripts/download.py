@@ -23,6 +23,7 @@ from corax.artifact import Artifact
 from corax.download import hub, local, model_folder, new_tokens, package, url
 from corax.errors import CoraxError
 from corax.fingerprint import fingerprint
+from corax.lock import lock
 from corax.settings.download import SOURCES, LocalSource
 
 GET: dict[str, Callable[..., None]] = {"package": package.get, "hub": hub.get, "url": url.get, "local": local.get}
@@ -52,16 +53,17 @@ def main(args: argparse.Namespace) -> None:
     inputs = local.artifacts(source) if isinstance(source, LocalSource) else []
     # Two sources, or two jobs with one source, never share a folder.
     work = args.work / f"{args.output.name}-{fingerprint([source, str(args.output.absolute())])}"
-    work.mkdir(parents=True, exist_ok=True)
-    with Artifact(args.output, stage="download", inputs=inputs, settings={"download": source}) as artifact:
-        GET[args.source](source, args.kind, work, artifact.path)
-        if args.kind == "model":
-            facts = model_folder.check(artifact.path, source.origin)
-            if source.new_tokens:
-                ids = new_tokens.add(artifact.path, source.new_tokens, source.origin)
-                facts = {**model_folder.check(artifact.path, source.origin), "new_token_ids": ids}
-            artifact.note(**facts)
-    shutil.rmtree(work)
+    with lock(work, busy="another process is downloading this; wait for it or stop it"):
+        work.mkdir(exist_ok=True)  # the process that this one waited for deletes it at its end
+        with Artifact(args.output, stage="download", inputs=inputs, settings={"download": source}) as artifact:
+            GET[args.source](source, args.kind, work, artifact.path)
+            if args.kind == "model":
+                facts = model_folder.check(artifact.path, source.origin)
+                if source.new_tokens:
+                    ids = new_tokens.add(artifact.path, source.new_tokens, source.origin)
+                    facts = {**model_folder.check(artifact.path, source.origin), "new_token_ids": ids}
+                artifact.note(**facts)
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,19 @@ def test_url_of_one_shard(data_hub: HubServer) -> None:
     )
     assert content(download(source, kind="data", shard=1)) == {"split_data_1.h5": H5.read_bytes()}
     assert any(request.range for request in data_hub.requests)
+
+
+def test_a_second_process_waits_for_the_first(data_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that outlived Snakemake and its successor do not write to one partial file."""
+    monkeypatch.setattr(transfer, "WAITS", (1.0,))
+    name = "files/split_data_0.h5"
+    data_hub.once[name] = ["drop"]
+    source = url_source(data_hub, name, sha256(H5.read_bytes()).hexdigest())
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(lambda _: download(source, kind="data"), range(2))] == [Path("out")] * 2
+    assert [request.range for request in data_hub.requests] == [None, f"bytes={H5.stat().st_size // 2}-", None]
+    assert content(Path("out")) == {"split_data_0.h5": H5.read_bytes()}
+    assert not any(Path("work").iterdir())
 
 
 def test_url_with_wrong_sha256(data_hub: HubServer) -> None:

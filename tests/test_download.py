@@ -427,6 +427,21 @@ def test_local_folder_of_links(model: Path, tmp_path: Path) -> None:
     assert content(folder)["config.json"] == (model / "config.json").read_bytes()
 
 
+def test_hidden_files_are_no_data(tmp_path: Path) -> None:
+    """Older copies that Jupyter keeps, what macOS puts into an archive, a folder of git's."""
+    folder = tmp_path / "birds"
+    names = ("a.csv", "deep/b.csv", ".ipynb_checkpoints/a-checkpoint.csv", "__MACOSX/._a.csv", "deep/.git/x.json")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text\n")
+    (folder / ".linked").symlink_to(tmp_path)
+    assert sorted(content(download(LocalSource(path=str(folder)), kind="data"))) == ["a.csv", "deep/b.csv"]
+    shutil.rmtree("out")
+    (folder / "a.csv").unlink()
+    shutil.rmtree(folder / "deep")
+    assert "no data file, found .ipynb_checkpoints" in failure(LocalSource(path=str(folder)), kind="data")
+
+
 def test_local_copy_is_independent(tmp_path: Path) -> None:
     original = tmp_path / "data.h5"
     shutil.copy(H5, original)
@@ -445,6 +460,11 @@ def test_local_that_cannot_be_taken(model: Path, tmp_path: Path) -> None:
     assert "does not exist" in failure(LocalSource(path="none"))
     assert "is a file" in failure(LocalSource(path=str(model / "config.json")))
     assert "no data file" in failure(LocalSource(path=str(model)), kind="data")
+    (tmp_path / "partly" / "more").mkdir(parents=True)
+    (tmp_path / "partly" / "a.csv").write_text("text\n")
+    (tmp_path / "partly" / "more" / "linked").symlink_to(tmp_path)
+    line = failure(LocalSource(path=str(tmp_path / "partly")), kind="data")
+    assert "more/linked is a link to a folder, which is not followed" in line
     special = tmp_path / "special"
     special.mkdir()
     os.mkfifo(special / "data.h5")

@@ -120,6 +120,17 @@ def test_the_same_pairs_from_every_format(name: str, tmp_path: Path) -> None:
     assert convert(tmp_path / "mapped", {name: shuffled}, **mapped)["train"] == PAIRS
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "lines.json", "rows.csv"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
+    """Windows' programs begin UTF-8 with one."""
+    with Artifact(tmp_path / "raw", stage="download") as artifact:
+        WRITERS[name](artifact.path / name, PAIRS)
+        (artifact.path / name).write_bytes(codecs.BOM_UTF8 + (artifact.path / name).read_bytes())
+    shares = {"validation_share": 0, "test_share": 0}
+    detokenize(tmp_path / "raw", tmp_path / "text", DetokenizeSettings.model_validate(shares))
+    assert samples(tmp_path / "text")["train"] == PAIRS
+
+
 ALPACA = "Below is an instruction that describes a task"
 RESPOND = "Write a response that appropriately completes the request."
 

@@ -141,6 +141,7 @@ BAD_FILES: dict[str, Case] = {
     "hdf5: divided by a column": ("a.h5", ids([1, 3, 2]), option(split_column="x"), "detokenize.split_column is x"),
     # JSON lines
     "jsonl: no bytes": ("a.jsonl", b"", [], "the dataset is empty"),
+    "jsonl: a byte order mark only": ("a.jsonl", b"\xef\xbb\xbf", [], "the dataset is empty"),
     "jsonl: all rows bad": ("a.jsonl", b"{}\n{}\n", option(max_bad_share=1), "all 2 rows are bad"),
     # CSV
     "csv: no bytes": ("a.csv", b"", [], "column prompt is missing, found: nothing"),
@@ -299,7 +300,7 @@ BAD_ROWS: dict[str, Case] = {
         "is no valid JSON: Extra data",
     ),
     "jsonl: no UTF-8": ("a.jsonl", jsonl(GOOD) + b'{"prompt": "\xff"}\n', [], "is no valid UTF-8 at byte 12"),
-    "jsonl: lone surrogate": ("a.jsonl", jsonl(GOOD, GOOD | {"prompt": "a\ud800"}), [], "prompt is no valid Unicode"),
+    "jsonl: lone surrogate": ("a.jsonl", jsonl(GOOD, GOOD | {"prompt": "a\ud800"}), [], "prompt is no valid UTF-8"),
     "jsonl: key twice": (
         "a.jsonl",
         jsonl(GOOD) + b'{"prompt": "a", "completion": "b", "prompt": "c"}\n',
@@ -346,7 +347,7 @@ BAD_ROWS: dict[str, Case] = {
         "a.csv",
         b"prompt,completion\n1,2\n\xe4,4\n5,6\n",
         [],
-        "prompt is no valid Unicode at character 0",
+        "prompt is no valid UTF-8 at character 0",
     ),
     "csv: empty completion": ("a.csv", b"prompt,completion\n1,2\n3,\n5,6\n", [], "completion is empty"),
     "csv: line ends in a field": ("a.csv", b'prompt,completion\n"1\n\n1",2\n3,\n5,6\n', [], "completion is empty"),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from corax.detokenize import json_array
 from corax.detokenize.columns import missing
@@ -26,7 +26,7 @@ Batch = list[dict[str, Any] | BadRowError]
 def count_jsonl(path: Path) -> int:
     """The number of lines; a last one need not end with a newline."""
     count, last = 0, b"\n"
-    with path.open("rb") as file:
+    with _behind_mark(path) as file:
         while block := file.read(2**20):
             count, last = count + block.count(b"\n"), block[-1:]
     return count + (last != b"\n")
@@ -35,6 +35,14 @@ def count_jsonl(path: Path) -> int:
 def jsonl_batches(path: Path) -> Iterator[Batch]:
     """The lines as objects."""
     return _objects(_lines(path))
+
+
+def _behind_mark(path: Path) -> BinaryIO:
+    """The file, open behind the byte order mark that some programs put at its beginning."""
+    file = path.open("rb")
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
+    return file
 
 
 def count_json(path: Path) -> int:
@@ -49,7 +57,7 @@ def json_batches(path: Path) -> Iterator[Batch]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Lines of at most ROW_BYTES + 1 bytes; what is longer is cut, and so shows."""
-    with path.open("rb") as file:
+    with _behind_mark(path) as file:
         while line := file.readline(ROW_BYTES + 1):
             rest = line
             while len(rest) > ROW_BYTES and not rest.endswith(b"\n"):

@@ -150,7 +150,7 @@ def text(row: Row, column: str, where: str = "") -> str:
     except UnicodeDecodeError as error:
         raise BadRowError(where + column, f"is no valid UTF-8 at byte {error.start}") from None
     except UnicodeEncodeError as error:
-        raise BadRowError(where + column, f"is no valid Unicode at character {error.start}") from None
+        raise BadRowError(where + column, f"is no valid UTF-8 at character {error.start}") from None
     raise BadRowError(where + column, f"is of type {type(found).__name__}, allowed: a text")
 
 
@@ -175,4 +175,5 @@ def class_name(row: Row, column: str, names: Sequence[str]) -> str:
     try:
         return {key: name for place, name in enumerate(names) for key in (place, str(place))}[number]
     except KeyError:
-        raise BadRowError(column, f"is {number!r}, allowed: 0 to {len(names) - 1}, the numbers of the labels") from None
+        allowed = f"0 to {len(names) - 1}, the numbers of the labels"
+        raise BadRowError(column, f"is {number!r:.80}, allowed: {allowed}") from None

@@ -24,13 +24,15 @@ FICLONE = 0x40049409
 def select(names: Iterable[str], kind: Kind, origin: str) -> list[str]:
     """Those of a source's relative paths that are taken, sorted.
 
-    A model is a flat folder: what lies deeper (other formats of the same weights) is left out. Raises
-    CoraxError for a path that leads outside, and for data without a data file.
+    A model is a flat folder: what lies deeper (other formats of the same weights) is left out. So is what is hidden:
+    Jupyter's `.ipynb_checkpoints` are older copies of the data, macOS's `._x.csv` no data at all. Raises CoraxError
+    for a path that leads outside, and for data without a data file.
     """
     names = sorted(name for name in names if name != "manifest.json")  # the artifact's own comes there
     for name in names:
         check_relative(name, origin)
-    taken = [name for name in names if _matches(name, PATTERNS[kind]) and (kind == "data" or "/" not in name)]
+    shown = [name for name in names if not is_hidden(name)]
+    taken = [name for name in shown if _matches(name, PATTERNS[kind]) and (kind == "data" or "/" not in name)]
     if kind == "data":
         data = DATA if "config.json" in names else (*DATA, "*.json", "*.txt")  # a model's own are no data
         if not any(_matches(name, data) and not _matches(name, DOCUMENTS) for name in taken):
@@ -44,6 +46,11 @@ def check_relative(name: str, origin: str) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
         raise CoraxError(f"{origin}: refused, it names the path {name!r}, which leads outside its folder")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -36,6 +36,11 @@ def take(path: Path, kind: Kind, origin: str, folder: Path) -> None:
         raise CoraxError(f"{origin}: does not exist")
     if path.is_dir():
         names, root = _names(path), path
+        linked = [str(each.relative_to(path)) for each in path.rglob("*") if each.is_symlink() and each.is_dir()]
+        if kind == "data" and (linked := [name for name in linked if not files.is_hidden(name)]):
+            raise CoraxError(
+                f"{origin}: {linked[0]} is a link to a folder, which is not followed; copy the folder here"
+            )
     elif kind == "model":
         raise CoraxError(f"{origin}: is a file, a model is a folder with config.json, weights and tokenizer")
     else:

@@ -333,6 +333,12 @@ BAD_ROWS: dict[str, Case] = {
     ),
     "jsonl: empty completion": ("a.jsonl", jsonl(GOOD, GOOD | {"completion": ""}), [], "completion is empty"),
     "jsonl: empty text": ("a.jsonl", jsonl({"text": "a"}, {"text": ""}), TEXT, "text is empty"),
+    "jsonl: a text where a label's number should be": (
+        "a.jsonl",
+        jsonl(GOOD | {"completion": 1}, GOOD | {"completion": "x" * 999}),
+        ["--detokenize.labels", "no", "yes"],
+        f"completion is '{'x' * 79}, allowed: 0 to 1, the numbers of the labels",
+    ),
     "jsonl: key of the division": (
         "a.jsonl",
         jsonl({"text": "a", "book": 1}, {"text": "b", "book": 1.5}),

@@ -32,6 +32,8 @@ FAULTS = {
     "corrupt": "one bit flipped",
     "ignore-range": "the whole file, whatever part was asked for",
     "two-lengths": "the length is given twice in one header, as some proxies do",
+    "page": "of the list of files: a page for people, as a proxy sends",
+    "no-sizes": "of the list of files: their sizes are missing",
     "ftp": "a redirect to a server of another kind",
 }
 LARGE = 1000
@@ -191,6 +193,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault(API)
         if isinstance(fault, int):
             self._status(fault)
+        elif fault == "page":
+            self._send(b"<html>Please log in</html>", {"Content-Type": "text/html"})
+        elif fault == "no-sizes":
+            siblings = [{"rfilename": "config.json", "blobId": "0"}]
+            self._send(json.dumps({**self.hub.listing(), "siblings": siblings}).encode(), {})
         elif revision != REVISION:
             self._status(404, "RevisionNotFound")
         else:

@@ -153,6 +153,15 @@ def test_hub_listing_is_retried(hub: HubServer) -> None:
     assert download(HUB).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [("page", "does not answer as a hub does"), ("no-sizes", "the hub gives no size of config.json")],
+)
+def test_hub_that_is_none(hub: HubServer, fault: str, expected: str) -> None:
+    hub.always[API] = fault
+    assert expected in failure(HUB)
+
+
 def test_hub_resumes_after_a_dropped_connection(hub: HubServer, model: Path) -> None:
     name = largest(model)
     size = (model / name).stat().st_size
@@ -201,6 +210,7 @@ def test_hub_small_corrupted_file(hub: HubServer) -> None:
     ("source", "expected"),
     [
         (HUB.model_copy(update={"repository": "corvid/none"}), "no such repository"),
+        (HUB.model_copy(update={"repository": "corvid/a..b"}), "corvid/a..b: Cannot have -- or .. in repo_id"),
         (HUB.model_copy(update={"revision": "f" * 40}), "the repository has no such revision"),
         (HUB.model_copy(update={"files": ["*.parquet"]}), "no file matches *.parquet"),
     ],

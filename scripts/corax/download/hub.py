@@ -77,7 +77,7 @@ def _repo_type(kind: Kind) -> str:
 def _listing(source: HubSource, kind: Kind, token: str | None) -> list[RemoteFile]:
     """All files of the revision, with size and hash."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
     api = HfApi(endpoint=_endpoint(), token=token or False)  # False: no token stored in the home folder
 
@@ -99,14 +99,21 @@ def _listing(source: HubSource, kind: Kind, token: str | None) -> list[RemoteFil
             raise CoraxError(f"{source.repository}: HF_HUB_OFFLINE is set, so nothing can be downloaded") from None
         except HTTPError as error:
             raise transfer.TransientError(f"the hub {api.endpoint} cannot be reached ({error})") from None
+        except HFValidationError as error:
+            raise CoraxError(f"{source.repository}: {files.first_line(error)}") from None
+        except (ValueError, TypeError, LookupError) as error:  # a proxy's page for people, say
+            reason = files.first_line(error)
+            raise CoraxError(f"{source.repository}: {api.endpoint} does not answer as a hub does ({reason})") from None
 
     info = transfer.retry(ask, source.repository)
     if info.sha != source.revision:
         raise CoraxError(f"{source.repository}: the hub gives revision {info.sha}, expected {source.revision}")
-    return [_remote_file(source, sibling) for sibling in info.siblings]
+    return [_remote_file(source, sibling) for sibling in info.siblings or []]
 
 
 def _remote_file(source: HubSource, sibling: Any) -> RemoteFile:
+    if sibling.size is None:
+        raise CoraxError(f"{source.repository}: the hub gives no size of {sibling.rfilename}")
     if sibling.lfs is not None:
         checksum = transfer.Checksum("sha256", sibling.lfs.sha256)
     elif sibling.blob_id:

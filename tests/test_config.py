@@ -107,6 +107,7 @@ def swap(old: str, new: str) -> str:
         (swap("1e-3", ".nan"), ["runs.demo.train.learning_rate", "nan"]),
         (swap("learning_rate: 1e-3", "lr_scheduler_type: cosin"), ["lr_scheduler_type", "'linear'", "'cosin'"]),
         (swap("shards: 2", "shards: 0"), ["datasets.data.shards", "0"]),
+        (swap("samples: 100", "samples: 1"), ["datasets.data: generate.samples is 1 for 2 shards: each needs one"]),
         (swap("{samples: 100}", "{configurations: []}"), ["datasets.data.generate.configurations", "at least 1"]),
         (swap("{samples: 100}", "{configurations: [TALL]}"), ["generate.configurations.0", "pattern", "'TALL'"]),
         # missing keys and files

@@ -69,6 +69,8 @@ class Dataset(Settings):
     def _one_origin(self) -> "Dataset":
         if (self.generate is None) == (self.download is None):
             raise ValueError("exactly one of `generate` and `download` is needed")
+        if self.generate and self.generate.samples < self.shards:
+            raise ValueError(f"generate.samples is {self.generate.samples} for {self.shards} shards: each needs one")
         if self.download and self.download.new_tokens:
             raise ValueError("download.new_tokens: only a model has tokens, allowed: models.<name>.new_tokens")
         if isinstance(self.download, UrlSource) and len(self.download.sha256) != self.shards:

@@ -466,6 +466,18 @@ def test_local_artifact_is_an_input(tmp_path: Path) -> None:
     assert manifest.content["inputs"] == [{"path": str(source), "digest": artifact.open_artifact(source).digest}]
 
 
+def test_local_manifest_of_others(tmp_path: Path) -> None:
+    damaged = tiny.model_folder(tmp_path / "merged")
+    (damaged / "manifest.json").write_text("{}")
+    assert "its own seal does not match" in failure(LocalSource(path=str(damaged)))
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text\n")
+    (folder / "manifest.json").write_text('{"files": ["a.csv"]}')
+    made = download(LocalSource(path=str(folder)), kind="data")
+    assert content(made) == {"a.csv": b"text\n"} and artifact.open_artifact(made).content["inputs"] == []
+
+
 def test_local_that_cannot_be_taken(model: Path, tmp_path: Path) -> None:
     assert "does not exist" in failure(LocalSource(path="none"))
     assert "is a file" in failure(LocalSource(path=str(model / "config.json")))

@@ -323,7 +323,7 @@ def _check_place(final: Path, file: bool) -> None:
     if (file and final.is_dir()) or (not file and final.is_file()):
         kinds = ("a folder", "one file") if file else ("a file", "a folder")
         raise CoraxError(f"{final}: is {kinds[0]}, {kinds[1]} is written here")
-    found = [] if file or not final.is_dir() or _is_artifact(final) else sorted(final.iterdir())
+    found = [] if file or not final.is_dir() or is_artifact(final) else sorted(final.iterdir())
     if found:
         raise CoraxError(
             f"{final}: holds {found[0].name} and is no artifact, all in it would be deleted; name another folder, or "
@@ -331,7 +331,7 @@ def _check_place(final: Path, file: bool) -> None:
         )
 
 
-def _is_artifact(folder: Path) -> bool:
+def is_artifact(folder: Path) -> bool:
     """Whether the folder is or was an artifact, which its successor may replace."""
     try:
         return (folder / MARK).exists() or bool(read_manifest(manifest_path(folder)))

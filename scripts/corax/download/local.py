@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from corax.artifact import manifest_path
+from corax.artifact import is_artifact, manifest_path
 from corax.download import files, model_folder
 from corax.errors import CoraxError
 from corax.settings.download import Kind, LocalSource
@@ -15,9 +15,12 @@ def get(source: LocalSource, kind: Kind, work: Path, folder: Path) -> None:
 
 
 def artifacts(source: LocalSource) -> list[Path]:
-    """The source as an input of the new artifact, where it is an artifact itself (a merged model, say)."""
+    """The source as an input of the new artifact, where it is an artifact itself (a merged model, say).
+
+    A `manifest.json` alone does not make it one: others give their data files of that name.
+    """
     path = Path(source.path)
-    return [path] if path.is_dir() and manifest_path(path).is_file() else []
+    return [path] if path.is_dir() and manifest_path(path).is_file() and is_artifact(path) else []
 
 
 def inputs(path: Path, kind: Kind) -> list[str]:

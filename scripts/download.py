@@ -53,8 +53,9 @@ def main(args: argparse.Namespace) -> None:
     inputs = local.artifacts(source) if isinstance(source, LocalSource) else []
     # Two sources, or two jobs with one source, never share a folder.
     work = args.work / f"{args.output.name}-{fingerprint([source, str(args.output.absolute())])}"
-    with lock(work, busy="another process is downloading this; wait for it or stop it"):
-        work.mkdir(exist_ok=True)  # the process that this one waited for deletes it at its end
+    # The lock lies beside the folder: NFS does not delete a folder that has an open file in it.
+    with lock(args.work, f"{work.name}.lock", "another process is downloading this; wait for it or stop it"):
+        work.mkdir(exist_ok=True)
         with Artifact(args.output, stage="download", inputs=inputs, settings={"download": source}) as artifact:
             GET[args.source](source, args.kind, work, artifact.path)
             if args.kind == "model":

@@ -108,15 +108,24 @@ def test_a_gated_model(folder: Path, monkeypatch: pytest.MonkeyPatch, token: str
     assert len(problems) == 1 and advice in problems[0] and TOKEN not in problems[0]
 
 
-def test_a_hub_model_that_may_be_had(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_hub_model_that_may_be_had(folder: Path, monkeypatch: pytest.MonkeyPatch, is_given: bool) -> None:
     source = {"source": "hub", "repository": HUB_REPOSITORY, "revision": REVISION}
     settings = config.check({**CONFIG, "models": {"local": source}})
     (folder / "hub").mkdir()
     (folder / "hub" / "config.json").write_text("{}")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with HubServer(folder / "hub", token=TOKEN) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setattr(hub, "HUB", "" if is_given else server.endpoint)
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint if is_given else "")
         assert list(hub.problems(settings, folder)) == []
+
+
+def test_an_endpoint_that_is_no_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = {"source": "hub", "repository": HUB_REPOSITORY, "revision": REVISION}
+    monkeypatch.setenv("HF_ENDPOINT", "mirror")
+    (problem,) = hub.problems(config.check({**CONFIG, "models": {"local": source}}), folder)
+    assert "models.local:" in problem and "cannot be reached" in problem
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])

@@ -24,11 +24,12 @@ def problems(config: Config, folder: Path) -> Iterator[str]:
 
 
 def _problem(source: HubSource) -> str | None:
-    address = f"{os.environ.get('HF_ENDPOINT', HUB)}/{source.repository}/resolve/{source.revision}/config.json"
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
+    address = f"{endpoint}/{source.repository}/resolve/{source.revision}/config.json"
     token = os.environ.get("HF_TOKEN", "").strip()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(address, headers=headers, method="HEAD")  # noqa: S310 - the hub's own address
     try:
+        request = urllib.request.Request(address, headers=headers, method="HEAD")  # noqa: S310 - the hub's own address
         with urllib.request.urlopen(request, timeout=SECONDS):  # noqa: S310
             return None
     except urllib.error.HTTPError as error:

@@ -154,13 +154,13 @@ def equality(args: argparse.Namespace, device: torch.device, scratch: Path, dead
         # Small models wait for the host, a third of a second a pack: one for each rank.
         ranks = dist.get_world_size()
         packs = Text(ranks * args.steps, ranks, length, ids), Text(ranks, ranks, length, ids[::-1].copy())
-        divided = _train(sharded.load(folder, device), packs, settings, device, deadline)
+        divided = _train(sharded.load(folder, device), packs, settings, deadline)
         _forget()
         _say(f"{folder.name}, {name}, over {dist.get_world_size()} ranks: loss {_losses(divided)[-1]:.6f}")
         alone = None
         if dist.get_rank() == 0:
             whole = load_plain(folder, torch.float32, device)
-            alone = _train(whole, packs, settings.model_copy(update={"fsdp": False}), device, deadline, alone=True)
+            alone = _train(whole, packs, settings.model_copy(update={"fsdp": False}), deadline, alone=True)
             _say(f"{folder.name}, {name}, on one: loss {_losses(alone)[-1]:.6f}")
         dist.barrier()
         hardware.compute_dtype = compute_dtype
@@ -202,13 +202,13 @@ def shape(name: str, args: argparse.Namespace, device: torch.device, scratch: Pa
             break
         layers -= 1
     name += "" if layers == every else f", {layers} of {every} layers"
-    trained = _random(sharded.divide(empty_model(folder), device), device)
+    trained = _random(sharded.divide(empty_model(folder), device))
     _say(f"{name}: {sum(each.numel() for each in trained.parameters()):,} weights, {time.monotonic() - start:.0f} s")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     ids = np.random.default_rng(0).integers(0, trained.config.vocab_size, 10**6).astype(np.uint32)
     packs = Text(packs_per_step * args.steps, packs_per_step, length, ids), Text(ranks, ranks, length, ids)
-    loop = _train(trained, packs, settings, device, deadline)
+    loop = _train(trained, packs, settings, deadline)
     seconds = float(np.median(loop.step_seconds[2:] or loop.step_seconds))
     _say(f"{name}: {len(loop.step_seconds)} steps, {seconds:.2f} s each, losses {_losses(loop)[0]:.3f} …")
     pack = speed.seconds_per_pack(plan, length, length - 1, length)
@@ -236,7 +236,6 @@ def _train(
     trained: Any,
     packs: tuple[Text, Text],
     settings: TrainSettings,
-    device: torch.device,
     deadline: float,
     alone: bool = False,
 ) -> Measured:
@@ -256,7 +255,7 @@ def _losses(loop: Loop) -> list[float]:
     return [row["loss"] for row in loop.metrics if "loss" in row]
 
 
-def _random(divided: Any, device: torch.device) -> Any:
+def _random(divided: Any) -> Any:
     """The model with matrices drawn from a normal distribution and norms that leave all as it is."""
     torch.manual_seed(dist.get_rank())
     with torch.no_grad():

@@ -224,7 +224,7 @@ ENGINES = {
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_fast_engine_takes_plain_lora_on_4_bits_and_says_why_not_the_rest(
-    name: str, tmp_path_factory: pytest.TempPathFactory, folders: dict[str, Path]
+    name: str, folders: dict[str, Path]
 ) -> None:
     tuning, lora, train = settings(name)
     base = load_base(folders["llama3"], tuning.method, train.model_dump(), torch.float32, CPU)
@@ -276,7 +276,7 @@ def test_modules_that_cannot_be_trained_are_one_line(name: str, expected: str, f
         add_adapter(base, LoraSettings(modules_to_save=[name]), 0)
 
 
-def test_the_configuration_says_what_excludes_what(tmp_path: Path) -> None:
+def test_the_configuration_says_what_excludes_what() -> None:
     values: dict[str, Any] = {
         "models": {"m": {"source": "local", "path": "."}},
         "datasets": {"d": {"generate": {"samples": 10}}},

@@ -236,7 +236,7 @@ def test_a_byte_that_the_tokenizer_lacks_is_named(tmp_path: Path) -> None:
         pretokenize(tmp_path / "text", model, tmp_path / "tokens", SETTINGS)
 
 
-def test_facts_say_which_served(templates: dict[str, Template], tmp_path: Path) -> None:
+def test_facts_say_which_served(tmp_path: Path) -> None:
     with Artifact(tmp_path / "text", stage="detokenize") as artifact:
         for part in ("train", "validation", "test"):
             jsonl(artifact.path / f"{part}.jsonl", USUAL if part == "train" else [])

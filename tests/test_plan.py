@@ -261,7 +261,7 @@ def test_first_validation_samples_and_empty_shards(tmp_path: Path, monkeypatch: 
     assert [chunk.tokens.tolist() for chunk in chunks] == [[8, 7]]
 
 
-def test_a_block_of_which_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_which_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corax.plan.blocks.BLOCK_SAMPLES", 1)
     chosen = PlanSettings(max_length=10, over_long="drop", packs_per_step=1)
     part, rows = train_packs([[3, 4], [50, 60], [5]], chosen)

@@ -194,7 +194,7 @@ def test_folders_that_are_not_what_they_should_be(text: Path, models: dict[str, 
         assert not (tmp_path / "tokens").exists()
 
 
-def test_tokenizer_that_changes_the_text(models: dict[str, Path], tmp_path: Path) -> None:
+def test_tokenizer_that_changes_the_text(tmp_path: Path) -> None:
     """A tokenizer that lower-cases cannot give a completion back: the row is named."""
     with Artifact(tmp_path / "model", stage="download") as artifact:
         tiny.tokenizer_folder(artifact.path, "plain")

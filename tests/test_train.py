@@ -200,7 +200,7 @@ def test_a_plan_for_another_number_of_devices_uses_the_old_checkpoint(prepared: 
     assert module._fingerprint(two, *settings) == module._fingerprint(one, *settings)
 
 
-def test_another_setting_does_not_use_an_old_checkpoint(prepared: Prepared, tmp_path: Path) -> None:
+def test_another_setting_does_not_use_an_old_checkpoint(prepared: Prepared) -> None:
     module = stages.module("train")
     inputs = [prepared.model, prepared.plan, prepared.tokens]
     tuning, lora, settings = TuningSettings(), LoraSettings(), TrainSettings()

@@ -157,7 +157,7 @@ def test_a_changed_key_reruns_exactly_what_depends_on_it(
         write_config(finished)
 
 
-def test_an_edited_module_reruns_exactly_its_stages(tmp_path: Path) -> None:
+def test_an_edited_module_reruns_exactly_its_stages() -> None:
     from corax import sources
 
     scripts = stages.SCRIPTS

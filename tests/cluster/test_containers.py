@@ -257,9 +257,7 @@ with build.workspace(Path.cwd()) as space:
 """
 
 
-def test_a_second_build_has_the_same_content(
-    account: Account, second: Path, images: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_second_build_has_the_same_content(account: Account, second: Path, images: dict[str, Path]) -> None:
     result = account.run(sys.executable, "-c", BUILD_DATA, cwd=second)
     assert result.returncode == 0, result.stderr
     image = second / names.image(second, "data")

@@ -66,10 +66,15 @@ if slurm_job and not workflow.is_main_process:
     shell.prefix(f"trap 'echo $? >> {exit_codes}' EXIT; trap '' USR1; set -euo pipefail; ")
 
 
+def one_of(names):
+    """A wildcard's pattern for these names; nothing matches it if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 wildcard_constraints:
-    model="|".join(map(re.escape, CONFIG.models)),
-    dataset="|".join(map(re.escape, CONFIG.datasets)),
-    run="|".join(map(re.escape, CONFIG.runs)),
+    model=one_of(CONFIG.models),
+    dataset=one_of(CONFIG.datasets),
+    run=one_of(CONFIG.runs),
     shard="[0-9]+",
 
 
@@ -82,11 +87,6 @@ EXPORTED = [name for name, each in CONFIG.runs.items() if each.gguf.outtype]
 # What a job's container sees of the host besides its working folder: docs/containers.md.
 os.environ.update(CORAX_BIND=",".join(enter.outside(CONFIG, REPOSITORY)))
 IMAGES = {name: f"{ROOT}{names.image(REPOSITORY, name)}" for name in names.LOCKS}
-
-
-def one_of(names):
-    """A wildcard's pattern for these names; nothing matches it if there are none."""
-    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def missing_images():

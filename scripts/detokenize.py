@@ -18,6 +18,7 @@ from corax.settings.detokenize import DetokenizeSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = cli.parser(__doc__, detokenize=DetokenizeSettings)
     parser.add_argument("--raw", required=True, type=Path, help="folder with data files and their manifest")
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Write the artifact."""
     detokenize(args.raw, args.output, cli.settings(args, DetokenizeSettings, "detokenize"))
 
 

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One sub-command for each of the four."""
+    """One sub-command for each thing to do."""
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     each = commands.add_parser("build", help="build the images that are missing", allow_abbrev=False)

@@ -112,9 +112,9 @@ def bases(settings: MergeSettings, is_four_bit: bool) -> list[str]:
     """The bases to try; raises CoraxError for the 4-bit one where training saw no such base."""
     if settings.base == "nf4" and not is_four_bit:
         raise CoraxError("merge.base: 'nf4' found, but this adapter is no addition to a 4-bit base, allowed: original")
-    return (
-        ["original", "nf4"] if settings.base == "best" and is_four_bit else [settings.base.replace("best", "original")]
-    )
+    if settings.base == "best":
+        return ["original", "nf4"] if is_four_bit else ["original"]
+    return [settings.base]
 
 
 def check_same_base(base: Manifest, adapter: Manifest) -> None:

@@ -20,6 +20,7 @@ from corax.settings.pretokenize import PretokenizeSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = cli.parser(__doc__, pretokenize=PretokenizeSettings)
     parser.add_argument("--text", required=True, type=Path, help="folder with JSON lines and their manifest")
     parser.add_argument("--model", required=True, type=Path, help="model folder; only its tokenizer is used")
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Write the artifact."""
     pretokenize(args.text, args.model, args.output, cli.settings(args, PretokenizeSettings, "pretokenize"))
 
 

@@ -40,7 +40,7 @@ def upstream_first(manifests: Iterable[Path]) -> list[Link]:
                 links[source.resolve()] = Link(source, None, f"{source}: missing, though {path} was made from it")
             elif source.is_dir() or manifest_path(source).is_file():
                 visit(manifest_path(source))
-        links[key] = links.pop(key)
+        links[key] = links.pop(key)  # to the end, behind its inputs
 
     for path in manifests:
         visit(path)

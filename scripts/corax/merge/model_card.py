@@ -82,7 +82,7 @@ def model_card(
     plan: Mapping[str, Any],
     kept: str,
     scores: Mapping[str, Any],
-    method: str = "lora",
+    method: str,
 ) -> str:
     """The card as text; the same arguments give the same text.
 

@@ -81,7 +81,7 @@ def write_part(
     template: Template,
     encoder: Encoder,
     progress: Progress,
-    chunk_length: int | None = None,
+    chunk_length: int | None,
 ) -> int:
     """Tokenize the lines of one file; how many of them were compared with `tokenizers`."""
     contract, compared = Contract(template), 0

@@ -34,7 +34,7 @@ METHODS = {"lora": "LoRA", "full": "all weights", "ia3": "IA³", "adaption_promp
 
 @dataclass(frozen=True)
 class Sample:
-    """One program that the tuned model wrote, and what became of it."""
+    """One text that the tuned model wrote, and what became of it."""
 
     number: int
     held_out: bool

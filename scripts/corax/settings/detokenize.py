@@ -23,7 +23,7 @@ HDF5_COLUMNS = {"prompt_column": "state", "completion_column": "code"}
 class DetokenizeSettings(Settings):
     """HDF5 token ids, JSON, Parquet, CSV, Arrow or plain text to the text that the model learns."""
 
-    format: Literal["auto", "hdf5", "jsonl", "parquet", "csv", "arrow", "json", "text"] = "auto"
+    format: Literal["auto", Format] = "auto"
     """Format of the files: hdf5, jsonl, parquet, csv, arrow, json (one array of objects, or an object a line) or text
     (*.txt, a file a sample). auto: by their suffix, all of one format; json, and then text, where there is no other."""
     record: Literal["completion", "alpaca", "dolly", "messages", "sharegpt", "text"] = "completion"

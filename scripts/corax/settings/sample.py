@@ -1,4 +1,4 @@
-"""Settings of `sample`: programs from the tuned model."""
+"""Settings of `sample`: completions of the tuned model."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,8 +1,7 @@
 """Tasks: what a kind of data means, behind one small interface.
 
 A task is a folder here with a module `task` that has `TASK`, and a `vocabulary.json` {token: id} if its data are token
-ids; nothing else needs to know it. Importing a task is
-cheap: heavy libraries are imported when a method needs them.
+ids; nothing else needs to know it. Importing a task is cheap: heavy libraries are imported when a method needs them.
 """
 
 import importlib

@@ -221,11 +221,11 @@ class Loop:
         patience = self.settings.early_stopping_patience
         return patience is not None and validations_since_best(self.metrics) >= patience
 
-    def _sum_over_ranks(self, tensors: Iterable[torch.Tensor | None]) -> None:
-        """Replace each tensor by its sum over ranks, in one message."""
+    def _sum_over_ranks(self, values: Iterable[torch.Tensor | None]) -> None:
+        """Replace each of `values` by its sum over ranks, in one message."""
         if self.ranks == 1:
             return
-        present = [tensor for tensor in tensors if tensor is not None]
+        present = [tensor for tensor in values if tensor is not None]
         flat = torch.cat([tensor.reshape(-1) for tensor in present])
         dist.all_reduce(flat)
         for tensor, part in zip(present, torch.split(flat, [tensor.numel() for tensor in present]), strict=True):

@@ -6,6 +6,7 @@
 # make bench-data     speed, memory and packing of the data stages (ROWS=1000000)
 # make bench-million  a million rows through the data stages, and every text there and back
 # make lint    format, style, types and the workflow's own checks
+# make format  write the files as `make lint` wants them
 # make check   say what is missing before jobs are submitted to a cluster (CONFIG="presets/raven.yaml mine.yaml")
 # make slurm-setup    make `snakemake --profile slurm` find profiles/slurm and its executor
 # make test-cluster   Apptainer and a real one-node Slurm on this machine (as root), and the workflow in them
@@ -24,6 +25,8 @@
 # make check-images    recompute the content digests of the images
 # make shell STAGE=train    a shell in the container of a stage, as its jobs see it
 # make lock    remake the lists of pinned packages from envs/*.in
+# make schema  remake schemas/config.schema.json from the settings
+# make clean   delete results, checkpoints and logs
 
 PYTHON ?= python3.11
 CORES ?= $(shell nproc)

@@ -1,8 +1,8 @@
 # corax: fine-tune language models with QLoRA, from configuration to report.
 #
-#     snakemake --cores 2                     the default configuration, config.yaml
-#     snakemake --configfile presets/x.yaml   another one
-#     snakemake results/runs/demo/plan/manifest.json    one artifact and what it needs
+#     snakemake --cores 2                                         the default configuration, config.yaml
+#     snakemake --cores 2 --configfile my.yaml                    another one
+#     snakemake --cores 2 results/runs/demo/plan/manifest.json    one artifact and what it needs
 
 from snakemake.utils import min_version
 

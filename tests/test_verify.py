@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,28 @@ def test_unfinished_folders_and_snakemakes_marks_are_no_problem(results: Path) -
     unfinished.mkdir()
     (unfinished / "plan.json").write_text("{")
     assert problems() == []
+
+
+def test_artifacts_that_come_and_go_meanwhile(results: Path) -> None:
+    """A workflow that runs: folders vanish between the look into their parent and the look into them."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            with Artifact(results / "models/other", stage="test") as artifact:
+                for number in range(30):
+                    (artifact.path / str(number)).mkdir()
+                    (artifact.path / str(number) / "x").touch()
+            shutil.rmtree(results / "models/other")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            verify.find([results / "datasets", results])
+    finally:
+        ended.set()
+        writer.join()
 
 
 def test_a_changed_plain_input_is_named(results: Path) -> None:

@@ -1,5 +1,6 @@
 """Check artifacts against their manifests: every file, and every link from an artifact to its inputs."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,12 +100,12 @@ def _check_inputs(manifest: Manifest, digests: dict[Path, str]) -> Iterator[str]
 
 def _files(folder: Path) -> list[Path]:
     """The files below `folder` without the unlisted ones and those being written (hidden .tmp and .old folders)."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in UNLISTED and not _is_temporary(path.relative_to(folder))
-    )
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):  # which passes over a folder that a running job has just removed
+        folders[:] = [name for name in folders if not _is_temporary(name)]
+        found += [Path(place, name) for name in names if name not in UNLISTED and not _is_temporary(name)]
+    return sorted(path for path in found if path.is_file())
 
 
-def _is_temporary(path: Path) -> bool:
-    return any(part.startswith(".") and part.endswith((".tmp", ".old")) for part in path.parts)
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith((".tmp", ".old"))

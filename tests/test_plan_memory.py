@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from plan_trainings import CONFIGS, described, sizes, training
+from plan_trainings import CONFIGS, H100, described, sizes, training
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -459,6 +459,46 @@ def test_as_many_layers_are_kept_as_fit(name: str, gigabytes: float, tokens: int
     assert bool(found.train.dequantised_base) == fit.fits(replace(found, train=everything))
     given_numbers = fit.decide(replace(wanted, train=found.train))
     assert given_numbers == found
+
+
+@settings(max_examples=25)
+@given(
+    name=st.sampled_from(["llama-3-8b", "phi-3-medium", "smollm2-135m"]),
+    gigabytes=st.floats(4, 150),
+    more=st.floats(0, 10),
+    tokens=st.integers(64, 20_000),
+)
+def test_more_memory_keeps_no_less_and_takes_no_longer(name: str, gigabytes: float, more: float, tokens: int) -> None:
+    less, larger = (
+        fit.decide(training(name, replace(H100, memory=int(memory * GB)), tokens=tokens, longest_sample=64))
+        for memory in (gigabytes, gigabytes + more)
+    )
+    assert fit.fits(larger) or not fit.fits(less)
+    assert fast.layers_kept(larger) >= fast.layers_kept(less)
+    assert bool(larger.train.dequantised_base) >= bool(less.train.dequantised_base)
+    slow, quick = (speed.seconds_per_pack(each, tokens, tokens / 2, 64) for each in (less, larger))
+    assert quick <= slow * (1 + 1e-9)
+
+
+@given(
+    packs=st.integers(1, 300),
+    more=st.integers(0, 20),
+    packs_per_step=st.integers(1, 64),
+    ranks=st.integers(1, 8),
+)
+def test_more_packs_take_no_fewer_hours(packs: int, more: int, packs_per_step: int, ranks: int) -> None:
+    """The last step has the packs that are left, not as many as any other."""
+    run = training("starcoder", ranks=ranks, eval_steps=10**6)
+    validation = Part(packs_per_step, packs=1, samples=1, tokens=1, targets=1)
+    few, many = (
+        speed.training_hours(run, Part(packs_per_step, each, 10 * each, 8000 * each, 4000 * each), validation)[1]
+        for each in (packs, packs + more)
+    )
+    assert few <= many * (1 + 1e-9)
+    steps = -(-packs // packs_per_step)
+    seconds = packs * speed.seconds_per_pack(run, 8000, 4000, 800) + steps * speed.optimizer_seconds(run)
+    seconds += speed.mean_seconds(run, validation, learn=False)
+    assert ranks > 1 or few * 3600 == pytest.approx(seconds)
 
 
 def test_checkpointing_keeps_no_layer() -> None:

@@ -237,12 +237,13 @@ def _mean_pack(part: Part) -> tuple[float, float, float]:
 
 def training_hours(training: Training, train: Part, validation: Part) -> tuple[float, float]:
     """Seconds of an optimizer step, and hours of all steps and validations; ranks share the packs of each."""
-    steps = train.steps
-    packs_per_step = min(train.packs_per_step, train.packs)
-    step = math.ceil(packs_per_step / training.ranks) * mean_seconds(training, train) + optimizer_seconds(training)
-    validations = math.ceil(steps / training.train.eval_steps)
-    one_validation = math.ceil(validation.packs / training.ranks) * mean_seconds(training, validation, learn=False)
-    return step, (steps * step + validations * one_validation) / 3600
+    pack, optimizer, ranks = mean_seconds(training, train), optimizer_seconds(training), training.ranks
+    full_steps, rest = divmod(train.packs, train.packs_per_step)
+    rounds = full_steps * math.ceil(train.packs_per_step / ranks) + math.ceil(rest / ranks)
+    step = math.ceil(min(train.packs_per_step, train.packs) / ranks) * pack + optimizer
+    validations = math.ceil(train.steps / training.train.eval_steps)
+    one_validation = math.ceil(validation.packs / ranks) * mean_seconds(training, validation, learn=False)
+    return step, (rounds * pack + train.steps * optimizer + validations * one_validation) / 3600
 
 
 def slurm_request(training: Training, memory: int, hours: float) -> Slurm:

@@ -206,6 +206,18 @@ def test_a_longer_training_begins_like_a_shorter_one(monkeypatch: pytest.MonkeyP
     assert long[: len(short)] == short
 
 
+@pytest.mark.parametrize(("block", "lines"), [(100, 0), (1, 50)])
+def test_few_samples_learnt_often_fill_no_log(
+    block: int, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line an epoch only where packing takes a while: for data of several blocks."""
+    monkeypatch.setattr("corax.plan.blocks.BLOCK_SAMPLES", block)
+    caplog.set_level("INFO", "corax")
+    part, _ = train_packs([[60], [70]], PlanSettings(max_length=100, packs_per_step=10, max_steps=10))
+    assert part.packs == 100
+    assert sum("packs of epoch" in record.message for record in caplog.records) == lines
+
+
 def test_packs_of_a_table_agree_with_the_samples(tmp_path: Path) -> None:
     lengths = {"train": [[10, 20, 30], [40, 50]], "validation": [[7], [8, 9]]}
     folders = shards(tmp_path, lengths)

@@ -7,6 +7,7 @@ drawn from the blocks at random, each block in proportion to what it still has, 
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -100,14 +101,17 @@ def train_chunks(blocks: Blocks, settings: PlanSettings, scratch: Path) -> Itera
     epochs = math.inf if settings.max_steps is not None else settings.num_train_epochs
     epoch = 0
     while wanted > 0 and epoch < epochs:
+        # Data of one block are packed in a moment, and with max_steps perhaps thousands of times.
+        is_long = len(blocks) > 1
         with _Waiting(scratch) as waiting:
-            with Progress(f"packs of epoch {epoch}", blocks.total, "sample") as progress:
+            with Progress(f"packs of epoch {epoch}", blocks.total, "sample") if is_long else nullcontext() as progress:
                 for block, samples in enumerate(short_enough(blocks, settings.max_length)):
                     packs = pack_epoch(
                         samples.lengths, settings.max_length, settings.packing, settings.seed, epoch, block
                     )
                     waiting.add(Chunk.of(samples, packs))
-                    progress.advance(len(samples))
+                    if progress:
+                        progress.advance(len(samples))
             count = min(math.ceil(min(1.0, epochs - epoch) * sum(waiting.left)), wanted)
             wanted -= count
             for numbers in draw_blocks(np.array(waiting.left), count, PACKS_AT_ONCE, settings.seed, epoch):

@@ -437,6 +437,15 @@ def test_local_folder_of_links(model: Path, tmp_path: Path) -> None:
     assert content(folder)["config.json"] == (model / "config.json").read_bytes()
 
 
+def test_what_is_not_taken_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.csv", "B.CSV", "c.csv.gz", "README.md", ".d.csv"):
+        (tmp_path / "birds").mkdir(exist_ok=True)
+        (tmp_path / "birds" / name).write_text("text\n")
+    made = download(LocalSource(path=str(tmp_path / "birds")), kind="data")
+    assert sorted(content(made)) == ["README.md", "a.csv"]
+    assert f"{tmp_path / 'birds'}: 2 files of other kinds are not taken: B.CSV, c.csv.gz" in caplog.messages
+
+
 def test_hidden_files_are_no_data(tmp_path: Path) -> None:
     """Older copies that Jupyter keeps, what macOS puts into an archive, a folder of git's."""
     folder = tmp_path / "birds"

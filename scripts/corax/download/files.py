@@ -1,6 +1,7 @@
 """Which files are taken from a source, and how they come into the artifact."""
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from corax.errors import CoraxError
 from corax.settings.download import Kind
+
+log = logging.getLogger("corax")
 
 DATA = ("*.h5", "*.hdf5", "*.parquet", "*.jsonl", "*.csv", "*.arrow", "*.feather")
 DOCUMENTS = ("README*", "LICENSE*", "NOTICE*")
@@ -38,6 +41,9 @@ def select(names: Iterable[str], kind: Kind, origin: str) -> list[str]:
         if not any(_matches(name, data) and not _matches(name, DOCUMENTS) for name in taken):
             found = ", ".join(names[:5]) or "nothing"
             raise CoraxError(f"{origin}: no data file, found {found}, allowed: {', '.join(data)}")
+        left = sorted(set(shown) - set(taken))
+        if left:  # `b.csv.gz` or `B.CSV` beside `a.csv`
+            log.info("%s: %d files of other kinds are not taken: %s", origin, len(left), ", ".join(left[:5]))
     return taken
 
 

@@ -227,6 +227,25 @@ def test_given_parts_keep_their_rows(tmp_path: Path) -> None:
     }
 
 
+def test_parts_below_another_folder(tmp_path: Path) -> None:
+    """As hubs have them; the names mean nothing where files lie in several folders."""
+
+    def convert_named(folder: Path, *names: str) -> dict[str, list[str]]:
+        with Artifact(folder / "raw", stage="download") as artifact:
+            for name in names:
+                path = artifact.path / "data" / f"{name}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_jsonl(path, [{"text": name}])
+        chosen = {"record": "text", "validation_share": 0, "test_share": 0}
+        detokenize(folder / "raw", folder / "text", DetokenizeSettings.model_validate(chosen))
+        return {part: [row["text"] for row in rows] for part, rows in samples(folder / "text").items()}
+
+    assert convert_named(tmp_path / "parts", *PARTS) == {part: [part] for part in PARTS}
+    assert convert_named(tmp_path / "deep", "other", "deep/test")["train"] == ["deep/test", "other"]
+    with pytest.raises(CoraxError, match=r"found data/other\.jsonl, data/train\.jsonl; allowed: train\.jsonl"):
+        convert_named(tmp_path / "mixed", "train", "other")
+
+
 def test_rows_are_divided_by_prompt_wherever_they_stand(tmp_path: Path) -> None:
     """Also over formats: the same prompt is in the same part, whatever file it comes from."""
     rows = [{"prompt": f"question {number % 200}\t", "completion": str(number)} for number in range(600)]

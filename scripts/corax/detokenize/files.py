@@ -1,5 +1,6 @@
 """Which files of a raw folder are read, in which format, and to which part each belongs."""
 
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -57,8 +58,12 @@ def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _parts(folder: Path, files: list[Path]) -> dict[Path, str | None]:
-    """Parts are given by the names train, validation and test, all three and no others."""
-    given = [path for path in files if path.stem in PARTS and path.parent == folder]
+    """Parts are given by the names train, validation and test, all three and no others.
+
+    They count in the folder that holds all files, such as `data/` of a hub's repository.
+    """
+    top = Path(os.path.commonpath([path.parent for path in files]))
+    given = [path for path in files if path.stem in PARTS and path.parent == top]
     if not given:
         return dict.fromkeys(files)
     if sorted(path.stem for path in files) != sorted(PARTS) or given != files:

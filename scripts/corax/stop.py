@@ -16,12 +16,15 @@ def hold() -> None:
 
 
 class StopRequest:
-    """Whether a stop signal has come: `made`. As a context manager it gives the signals back to their old handlers."""
+    """Whether a stop signal has come: `made`. As a context manager it gives the signals back to their old handlers.
+
+    In a program that held them it ignores them from then on: it is about to end, and would end as if killed.
+    """
 
     def __init__(self) -> None:
         self.made = False
         self._previous = {number: signal.signal(number, self._make) for number in STOP_SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        self._held = STOP_SIGNALS[0] in signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _make(self, number: int, frame: FrameType | None) -> None:
         self.made = True
@@ -31,4 +34,4 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._held else handler)

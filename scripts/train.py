@@ -91,6 +91,7 @@ def _train(args: argparse.Namespace, request: stop.StopRequest) -> None:
     with lock(args.work) if state.is_main_process else nullcontext():
         device = hardware.device()
         hardware.deterministic(train.seed, train.threads, strict=train.deterministic and device.type == "cuda")
+        state.wait_for_everyone()  # until the first rank has the lock another training may change the checkpoints
         packs = Packs(args.plan, TokenShards(args.tokens, "train"), "train")
         validation = Packs(args.plan, TokenShards(args.tokens, "validation"), "validation")
         model = _model(args.model, tuning, lora, train, device)

@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import time
 from pathlib import Path
 
 import interruptions
@@ -11,6 +13,7 @@ import warm
 from interruptions import TARGETS, Trial
 from prepared import Prepared
 
+from corax.lock import lock
 from corax.stop import STOP_SIGNALS
 
 RECORDER = Path(__file__).parent / "record_packs.py"
@@ -43,16 +46,32 @@ def test_damaged_checkpoints_are_named_and_not_used(trial: Trial, tmp_path: Path
     assert trial.counts["not from the other checkpoint"] == 0
 
 
-def test_kills_and_signals_with_two_ranks(
-    server: warm.Server, small: Prepared, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    trial = Trial(server, small, tmp_path_factory.mktemp("trial") / "two", 2)
-    interruptions.repeat(1, lambda n: trial.kill("launcher"))
-    interruptions.repeat(1, lambda n: trial.kill("rank"))
+@pytest.fixture(scope="module")
+def pair(server: warm.Server, small: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """A training on two ranks."""
+    return Trial(server, small, tmp_path_factory.mktemp("trial") / "two", 2)
+
+
+def test_kills_and_signals_with_two_ranks(pair: Trial) -> None:
+    interruptions.repeat(1, lambda n: pair.kill("launcher"))
+    interruptions.repeat(1, lambda n: pair.kill("rank"))
     for number, target in enumerate(TARGETS):
-        interruptions.repeat(1, lambda n: trial.pause(target, STOP_SIGNALS[number % 2]))  # noqa: B023 - called at once
-    trial.complete()
-    assert trial.counts["other bytes"] == 0 and trial.counts["steps lost"] == 0
+        interruptions.repeat(1, lambda n: pair.pause(target, STOP_SIGNALS[number % 2]))  # noqa: B023 - called at once
+    pair.complete()
+    assert pair.counts["other bytes"] == 0 and pair.counts["steps lost"] == 0
+
+
+def test_no_rank_reads_checkpoints_that_another_training_may_still_change(pair: Trial) -> None:
+    """The other one ends, and removes them, while the first rank waits for the lock."""
+    interruptions.repeat(1, lambda n: pair.pause("launcher", signal.SIGTERM))
+    with lock(pair.folder / "work"):
+        pair.start().wait_for("held by another process")
+        time.sleep(2)  # enough for a rank that does not wait to read them
+        for path in pair.checkpoints:
+            shutil.rmtree(path)
+    pair.finish()
+    pair.check()
+    assert pair.counts["other bytes"] == 0
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_packs(

@@ -90,6 +90,7 @@ class Loop:
     def run(self) -> list[dict[str, Any]]:
         """Train from the newest checkpoint to the last step; raises TrainingPaused after a stop signal."""
         done = self._resume()
+        PartialState().wait_for_everyone()  # after the last step the first rank is soon to remove what others read
         self._curves.start(done)
         numbers = [pack for step in range(done, self.steps) for pack, _ in self._passes(self.train.of_step(step))]
         with (

@@ -36,8 +36,13 @@ class Process:
     log: Path
 
     def wait(self, seconds: float) -> int:
-        """The exit code (negative: the signal that ended it); raises TimeoutError after `seconds`."""
-        return self.server.ask(seconds, wait=self.pid)
+        """The exit code (negative: the signal that ended it); after `seconds` it is killed: TimeoutError."""
+        try:
+            return self.server.ask(seconds, wait=self.pid)
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.server.answer()  # to the question above; the next one is to get its own
+            raise
 
     def ranks(self) -> list[int]:
         """The processes that this one started."""
@@ -85,6 +90,11 @@ class Server:
         self.process.stdin.flush()
         if not select.select([self.process.stdout], [], [], seconds)[0]:
             raise TimeoutError(f"no answer to {question} after {seconds} s")
+        return self.answer()
+
+    def answer(self) -> int:
+        """Wait for an answer."""
+        assert self.process.stdout is not None
         return int(self.process.stdout.readline())
 
 

@@ -39,4 +39,7 @@ def _take(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # Lustre mounted without flock, say
+        reason = f"cannot be locked ({error.strerror}), a file system with locks is needed"
+        raise CoraxError(f"{file.name}: {reason}") from None
     return True

@@ -90,7 +90,7 @@ class Loop:
     def run(self) -> list[dict[str, Any]]:
         """Train from the newest checkpoint to the last step; raises TrainingPaused after a stop signal."""
         done = self._resume()
-        PartialState().wait_for_everyone()  # after the last step the first rank is soon to remove what others read
+        self._wait_for_ranks()  # after the last step the first rank is soon to remove what others read
         self._curves.start(done)
         numbers = [pack for step in range(done, self.steps) for pack, _ in self._passes(self.train.of_step(step))]
         with (
@@ -261,7 +261,11 @@ class Loop:
             checkpoint.save(self.checkpoints, found, self.settings.save_total_limit)
         elif self.divided:
             found.gather()
-        PartialState().wait_for_everyone()
+        self._wait_for_ranks()
+
+    def _wait_for_ranks(self) -> None:
+        if self.ranks > 1:
+            PartialState().wait_for_everyone()
 
 
 def _check_finite(row: Mapping[str, Any], *keys: str) -> None:

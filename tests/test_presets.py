@@ -297,7 +297,7 @@ def test_the_whole_workflow_with_tiny_models(preset: str, tmp_path: Path) -> Non
         for section in ("plan", "lora", "train", "tuning"):
             for key, value in run.get(section, {}).items():
                 assert used[section][key] == value, (section, key)
-    assert all(f'id="{name}"' in (tmp_path / "results" / "report.html").read_text() for name in values["runs"])
+    assert all(f'id="run-{name}"' in (tmp_path / "results" / "report.html").read_text() for name in values["runs"])
     result = stages.run("verify", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -334,7 +334,7 @@ def test_the_example_of_the_readme(tmp_path: Path) -> None:
     snakemake(tmp_path, *command.split())
     evaluation = json.loads((tmp_path / "results" / "runs" / "birds" / "evaluation.json").read_text())
     assert evaluation["task"]["held_out"]["samples"] > 0
-    assert 'id="birds"' in (tmp_path / "results" / "report.html").read_text()
+    assert 'id="run-birds"' in (tmp_path / "results" / "report.html").read_text()
     (tmp_path / "grid.yaml").write_text(grid)
     planned = jobs(snakemake(tmp_path, *command.split(), "grid.yaml", "--dry-run"))
     assert planned["train"] == 6

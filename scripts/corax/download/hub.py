@@ -58,7 +58,8 @@ def _wanted(source: HubSource, remote: list[RemoteFile]) -> list[str]:
     return names
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
+    """The hub's address, None for that which its client knows."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
@@ -66,7 +67,7 @@ def _url(source: HubSource, kind: Kind, name: str) -> str:
     from huggingface_hub import hf_hub_url
 
     return str(
-        hf_hub_url(source.repository, name, repo_type=_repo_type(kind), revision=source.revision, endpoint=_endpoint())
+        hf_hub_url(source.repository, name, repo_type=_repo_type(kind), revision=source.revision, endpoint=endpoint())
     )
 
 
@@ -79,7 +80,7 @@ def _listing(source: HubSource, kind: Kind, token: str | None) -> list[RemoteFil
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
-    api = HfApi(endpoint=_endpoint(), token=token or False)  # False: no token stored in the home folder
+    api = HfApi(endpoint=endpoint(), token=token or False)  # False: no token stored in the home folder
 
     def ask() -> Any:
         try:

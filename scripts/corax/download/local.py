@@ -39,11 +39,8 @@ def take(path: Path, kind: Kind, origin: str, folder: Path) -> None:
         raise CoraxError(f"{origin}: does not exist")
     if path.is_dir():
         names, root = _names(path), path
-        linked = [str(each.relative_to(path)) for each in path.rglob("*") if each.is_symlink() and each.is_dir()]
-        if kind == "data" and (linked := [name for name in linked if not files.is_hidden(name)]):
-            raise CoraxError(
-                f"{origin}: {linked[0]} is a link to a folder, which is not followed; copy the folder here"
-            )
+        if kind == "data" and (linked := _linked(path)):
+            raise CoraxError(f"{origin}: {linked} is a link to a folder, which is not followed; copy the folder here")
     elif kind == "model":
         raise CoraxError(f"{origin}: is a file, a model is a folder with config.json, weights and tokenizer")
     else:
@@ -59,6 +56,12 @@ def take(path: Path, kind: Kind, origin: str, folder: Path) -> None:
             files.copy(root / name, folder / name)
         except PermissionError:
             raise CoraxError(f"{origin}: {name} may not be read by this user") from None
+
+
+def _linked(folder: Path) -> str | None:
+    """The relative path of a folder that is only linked here, None if there is none; hidden ones do not count."""
+    links = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() and path.is_dir())
+    return next((name for name in links if not files.is_hidden(name)), None)
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corax.config import Config
+from corax.download.hub import endpoint
 from corax.settings.download import HubSource
 
 SECONDS = 3
@@ -24,8 +25,7 @@ def problems(config: Config, folder: Path) -> Iterator[str]:
 
 
 def _problem(source: HubSource) -> str | None:
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
-    address = f"{endpoint}/{source.repository}/resolve/{source.revision}/config.json"
+    address = f"{endpoint() or HUB}/{source.repository}/resolve/{source.revision}/config.json"
     token = os.environ.get("HF_TOKEN", "").strip()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
